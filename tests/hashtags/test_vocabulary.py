@@ -1,0 +1,281 @@
+import hashlib
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsl_d2.hashtags import (
+    Match,
+    Vocabulary,
+    VocabularyError,
+    load_wordnet,
+    normalize_hashtag,
+    read_hashtag_counts,
+)
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "build_vocabulary.py"
+
+BROWN_BEAR, DOG, CANINE, CARNIVORE = "n02132136", "n02084071", "n02083346", "n02075296"
+CRANE_BIRD, CRANE_MACHINE = "n02012849", "n03126707"
+
+
+@pytest.fixture(scope="module")
+def wordnet():
+    return load_wordnet()
+
+
+@pytest.fixture(scope="module")
+def imagenet(wordnet):
+    return Vocabulary.build("1.5k", wordnet)
+
+
+@pytest.fixture(scope="module")
+def all_nouns(wordnet):
+    return Vocabulary.build("17k", wordnet)
+
+
+@pytest.fixture
+def animals(wordnet):
+    return Vocabulary.build("animals", wordnet, synsets=[DOG, CARNIVORE, BROWN_BEAR])
+
+
+def test_synonyms_are_one_label(imagenet):
+    # brown bear, bruin, Ursus arctos: FACTS' own example of a canonical hashtag
+    label = imagenet.synsets.index(BROWN_BEAR)
+    assert imagenet.hashtags[label] == ("brownbear", "bruin", "ursusarctos")
+    for hashtag in ("#brownbear", "#ursusarctos", "#UrsusArctos", "#brown_bear", "bruin"):
+        assert imagenet.match(hashtag) == Match(label, BROWN_BEAR, 0)
+    assert imagenet.labels(["#brownbear", "#ursusarctos"]).tolist() == [label]
+
+
+def test_labels_are_sorted_unique_int64(imagenet):
+    labels = imagenet.labels(["#toiletpaper", "#tench", "#nosuchhashtag", "#TENCH", "#brownbear"])
+    assert labels.dtype == np.int64
+    assert labels.tolist() == [0, imagenet.synsets.index(BROWN_BEAR), len(imagenet) - 1]
+    assert imagenet.labels([]).shape == (0,) and imagenet.labels([]).dtype == np.int64
+    assert imagenet.labels(["#❤️", "#nosuchhashtag"]).shape == (0,)
+
+
+def test_unknown_hashtags_match_nothing(imagenet):
+    for hashtag in ("#nosuchhashtag", "#", "", "#love"):
+        assert imagenet.match(hashtag) is None
+        assert imagenet.match(hashtag, max_distance=1) is None
+
+
+def test_a_hashtag_of_several_synsets_goes_to_its_most_frequent_sense(imagenet, all_nouns, wordnet):
+    machine, bird = wordnet.synsets("crane", "n")[3:5]
+    assert [machine.offset(), bird.offset()] == [int(CRANE_MACHINE[1:]), int(CRANE_BIRD[1:])]
+    assert imagenet.match("#crane").synset == CRANE_MACHINE
+    assert all_nouns.match("#dog").synset == DOG
+    assert all_nouns.match("#bank").synset == "n09213565"  # of a river: WordNet's first sense
+
+
+def test_a_synset_that_lost_its_hashtags_is_dropped(imagenet):
+    assert CRANE_BIRD not in imagenet.synsets
+    # crane (bird), maillot, which "maillot, tank suit" contains
+    assert imagenet.built_with["dropped_synsets"] == [CRANE_BIRD, "n03710637"]
+    assert len(imagenet) == 998
+    assert sum(map(len, imagenet.hashtags)) == 1804
+
+
+def test_all_nouns(all_nouns, wordnet):
+    every = {normalize_hashtag(lemma) for lemma in wordnet.all_lemma_names("n")} - {""}
+    assert {hashtag for group in all_nouns.hashtags for hashtag in group} == every
+    assert list(all_nouns.synsets) == sorted(set(all_nouns.synsets))
+
+
+def test_nearest_hypernym_and_its_distance(animals, wordnet):
+    # poodle -> dog; wolf -> canine -> carnivore; puppy -> dog
+    assert animals.match("#poodle") is None
+    assert animals.match("#poodle", max_distance=1) == Match(animals.synsets.index(DOG), DOG, 1)
+    assert animals.match("#wolf", max_distance=1) is None
+    assert animals.match("#wolf", max_distance=2) == Match(animals.synsets.index(CARNIVORE), CARNIVORE, 2)
+    assert animals.match("#dog", max_distance=9).distance == 0
+    assert animals.labels(["#poodle", "#dog"], max_distance=1).tolist() == [animals.synsets.index(DOG)]
+
+
+def test_a_rarer_sense_is_used_where_it_is_nearer(animals, wordnet):
+    # boxer: first the sportsman, whose ancestors are not in this vocabulary; last the working dog, a dog
+    assert [sense.lexname() for sense in wordnet.synsets("boxer", "n")][::3] == ["noun.person", "noun.animal"]
+    assert animals.match("#boxer", max_distance=2) == Match(animals.synsets.index(DOG), DOG, 2)
+
+
+def test_instances_count_as_one_step(wordnet):
+    vocabulary = Vocabulary.build("rivers", wordnet, synsets=["n09411430"])  # river.n.01
+    assert vocabulary.match("#Danube", max_distance=1) == Match(0, "n09411430", 1)
+
+
+def test_negative_distance_is_refused(animals):
+    with pytest.raises(ValueError, match="0 or more; got -1"):
+        animals.match("#dog", max_distance=-1)
+
+
+def test_counts_choose_the_most_frequent(wordnet, monkeypatch):
+    counts = {
+        "#dog": 50,
+        "#Dog": 7,
+        "#brownbear": 30,
+        "#ursusarctos": 28,
+        "#tench": 3,
+        "#crane": 0,
+        "#qqq": 9,
+    }
+    seen = Vocabulary.build("17k", wordnet, counts=counts)
+    assert seen.synsets == ("n01440764", DOG, BROWN_BEAR)
+    # All synonyms come along, seen or not; "bruin" first of all names another noun.
+    assert seen.hashtags[2] == ("brownbear", "ursusarctos")
+    assert seen.match("#Tinca_tinca").synset == "n01440764"
+    monkeypatch.setattr("wsl_d2.hashtags.vocabulary.NUM_MOST_FREQUENT", 1)
+    assert Vocabulary.build("8.5k", wordnet, counts=counts).synsets == (BROWN_BEAR,)  # 30 + 28 > 50 + 7
+
+
+def test_build_refuses_what_it_cannot_build(wordnet):
+    with pytest.raises(ValueError, match="'8.5k'.*needs counts"):
+        Vocabulary.build("8.5k", wordnet)
+    with pytest.raises(ValueError, match=r"unknown vocabulary '2k'; choose one of 1\.5k, 8\.5k, 17k, or"):
+        Vocabulary.build("2k", wordnet)
+    with pytest.raises(ValueError, match="'1.5k' is built in"):
+        Vocabulary.build("1.5k", wordnet, synsets=[DOG])
+    with pytest.raises(ValueError, match="no noun synset n00000001"):
+        Vocabulary.build("mine", wordnet, synsets=["n00000001"])
+    with pytest.raises(ValueError, match="has no labels"):
+        Vocabulary.build("mine", wordnet, synsets=[])
+    with pytest.raises(ValueError, match="none of the 1 counted hashtags is a noun"):
+        Vocabulary.build("17k", wordnet, counts={"#qqqq": 5})
+
+
+def test_the_order_of_the_input_does_not_matter(wordnet, animals):
+    again = Vocabulary.build("other name", wordnet, synsets=iter([BROWN_BEAR, DOG, CARNIVORE, DOG]))
+    assert again == animals and again.checksum == animals.checksum
+    assert Vocabulary.build("animals", wordnet, synsets=[BROWN_BEAR, DOG]) != animals
+
+
+def test_saved_and_loaded_it_is_the_same(imagenet, tmp_path):
+    path = tmp_path / "new folder" / "vocabulary.json"
+    imagenet.save(path)
+    loaded = Vocabulary.load(path)
+    assert loaded == imagenet
+    for name in ("name", "synsets", "hashtags", "checksum", "built_with"):
+        assert getattr(loaded, name) == getattr(imagenet, name)
+    assert os.listdir(path.parent) == ["vocabulary.json"]
+
+
+def test_the_file_is_the_documented_one(animals, tmp_path):
+    path = tmp_path / "vocabulary.json"
+    animals.save(path)
+    content = json.loads(path.read_text())
+    assert content["format"] == "wsl_d2 vocabulary" and content["format_version"] == 1
+    assert content["wordnet_version"] == "3.0" and content["name"] == "animals"
+    # Checksum recomputed by hand: canonical JSON of the three parts.
+    canonical = json.dumps(
+        {key: content[key] for key in ("hashtags", "synsets", "wordnet_version")},
+        sort_keys=True,
+        separators=(",", ":"),
+    )
+    assert content["checksum"] == hashlib.sha256(canonical.encode()).hexdigest() == animals.checksum
+
+
+def test_loading_needs_no_wordnet(animals, tmp_path, monkeypatch):
+    animals.save(tmp_path / "vocabulary.json")
+    monkeypatch.setenv("WORDNET_HOME", str(tmp_path))
+    assert Vocabulary.load(tmp_path / "vocabulary.json").match("#bruin").synset == BROWN_BEAR
+
+
+def test_it_travels_to_worker_processes(animals):
+    assert pickle.loads(pickle.dumps(animals)) == animals
+
+
+def _tampered(vocabulary, path, **changes):
+    vocabulary.save(path)
+    content = json.loads(path.read_text())
+    content.update(changes)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_an_edited_file_is_refused_with_both_checksums(animals, tmp_path):
+    edited = [[*animals.hashtags[0], "sneaked"], *animals.hashtags[1:]]
+    path = _tampered(animals, tmp_path / "vocabulary.json", hashtags=edited)
+    with pytest.raises(VocabularyError) as caught:
+        Vocabulary.load(path)
+    assert str(path) in str(caught.value) and animals.checksum in str(caught.value)
+    assert len(set(re.findall(r"[0-9a-f]{64}", str(caught.value)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"wordnet_version": "3.1"}, r"has wordnet_version '3\.1', but this version of wsl_d2 reads '3\.0'"),
+        ({"format_version": 2}, "has format_version 2, but this version of wsl_d2 reads 1"),
+        ({"format": "something else"}, "its format is 'something else', expected 'wsl_d2 vocabulary'"),
+        ({"synsets": "n02084071"}, "'synsets' must be a list of strings"),
+        ({"hashtags": [["dog"], [1]]}, "'hashtags' must be a list of lists of strings"),
+    ],
+)
+def test_files_of_another_kind_are_refused(animals, tmp_path, changes, message):
+    path = _tampered(animals, tmp_path / "vocabulary.json", **changes)
+    with pytest.raises(VocabularyError, match=re.escape(str(path)) + ".*" + message):
+        Vocabulary.load(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+def test_what_is_no_vocabulary_is_refused(tmp_path, text):
+    path = tmp_path / "vocabulary.json"
+    path.write_text(text)
+    with pytest.raises(VocabularyError, match=re.escape(f"{path} is not a vocabulary file")):
+        Vocabulary.load(path)
+
+
+@pytest.mark.parametrize(
+    ("synsets", "hashtags", "message"),
+    [
+        (["n1", "n2"], [["a"]], "2 synsets but 1 groups"),
+        (["n1", "n2"], [["a"], []], r"label 1 \(n2\) has no hashtag"),
+        (["n1", "n2"], [["a"], ["b", "a"]], "'a' has labels 0 and 1"),
+        (["n1", "n1"], [["a"], ["b"]], "synsets occur twice: n1"),
+        (["n1"], [["Brown Bear"]], r"'Brown Bear' of label 0 is not in normalised form \('brownbear'\)"),
+    ],
+)
+def test_contradictions_are_refused(synsets, hashtags, message):
+    with pytest.raises(VocabularyError, match=message):
+        Vocabulary("mine", synsets, hashtags)
+
+
+def test_a_failed_save_leaves_the_old_file(animals, tmp_path, monkeypatch):
+    path = tmp_path / "vocabulary.json"
+    path.write_text("old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        animals.save(path)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["vocabulary.json"]
+
+
+def test_counts_are_read_from_json_and_text(tmp_path):
+    (tmp_path / "counts.json").write_text('{"#dog": 3, "bruin": 0}')
+    (tmp_path / "counts.tsv").write_text("#dog\t3\n\nbruin\t0\n#dog\t2\n")
+    assert read_hashtag_counts(tmp_path / "counts.json") == {"#dog": 3, "bruin": 0}
+    assert read_hashtag_counts(tmp_path / "counts.tsv") == {"#dog": 5, "bruin": 0}
+    (tmp_path / "bad.tsv").write_text("#dog\t3\n#cat\tmany\n")
+    with pytest.raises(ValueError, match=r"bad\.tsv, line 2: expected a hashtag and its number"):
+        read_hashtag_counts(tmp_path / "bad.tsv")
+    (tmp_path / "bad.json").write_text('{"#dog": -1}')
+    with pytest.raises(ValueError, match=r"bad\.json, entry '#dog'"):
+        read_hashtag_counts(tmp_path / "bad.json")
+
+
+def test_the_tool_writes_a_vocabulary_and_says_its_size(tmp_path, imagenet):
+    output = tmp_path / "vocabulary.json"
+    command = [sys.executable, str(TOOL), "--vocabulary", "1.5k", "--output", str(output)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert f"998 labels, 1804 hashtags, checksum {imagenet.checksum}" in result.stdout
+    assert CRANE_BIRD in result.stdout
+    assert Vocabulary.load(output) == imagenet
+    refused = subprocess.run([*command[:3], "8.5k", *command[4:]], capture_output=True, text=True)
+    assert refused.returncode == 1 and "--counts FILE" in refused.stderr

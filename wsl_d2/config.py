@@ -1,0 +1,51 @@
+"""Every configuration key that wsl_d2 adds to Detectron2's, with its unit, choices and default."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_wsl_config(cfg: CN) -> None:
+    """Adds wsl_d2's keys to ``cfg`` in place; call it before ``cfg.merge_from_file``.
+
+    No key of Detectron2 is renamed, duplicated or given another default.
+
+    Args:
+        cfg: a node made by ``detectron2.config.get_cfg()``.
+    """
+    # ---- Datasets to register before the run; folders are relative to $DETECTRON2_DATASETS ("datasets").
+    cfg.DATASETS.HASHTAG_FOLDERS = []  # rows of [name, folder of shards with manifest.json]
+    cfg.DATASETS.COCO_FOLDERS = []  # rows of [name, annotation json, image folder]
+
+    # ---- Hashtag images: crop and resampling
+    cfg.INPUT.RANDOM_RESIZED_CROP = CN()
+    cfg.INPUT.RANDOM_RESIZED_CROP.SIZE = 224  # pixels, both sides; also the centre crop of testing
+    cfg.INPUT.RANDOM_RESIZED_CROP.SCALE = (0.08, 1.0)  # fraction of the image's area
+    cfg.INPUT.RANDOM_RESIZED_CROP.RATIO = (3.0 / 4.0, 4.0 / 3.0)  # width / height
+    cfg.INPUT.TEST_RESIZE_SHORT_SIDE = 256  # pixels; the centre crop is taken after it
+    cfg.DATALOADER.RESAMPLING = CN()
+    cfg.DATALOADER.RESAMPLING.MODE = "sqrt"  # "natural", "sqrt" or "uniform"
+    cfg.DATALOADER.RESAMPLING.THRESHOLD = 1e-3  # hashtag frequency (a fraction of images) below which images repeat
+    # A run stops when more than this fraction of the images it drew could not be decoded (8 are always allowed).
+    cfg.DATALOADER.MAX_DAMAGED_FRACTION = 1e-3
+    cfg.TEST.IMS_PER_BATCH = 64  # images per process when evaluating a HashtagClassifier
+
+    # ---- Model
+    cfg.MODEL.HASHTAG_CLASSIFIER = CN()
+    cfg.MODEL.HASHTAG_CLASSIFIER.NUM_CLASSES = 0  # 0: the size of the training dataset's vocabulary
+    cfg.MODEL.HASHTAG_CLASSIFIER.LOSS = "softmax"  # "softmax" (targets 1/k) or "sigmoid" (per hashtag)
+    cfg.MODEL.HASHTAG_CLASSIFIER.HEAD_INIT_STD = 0.01
+    cfg.MODEL.RESNEXT = CN()
+    cfg.MODEL.RESNEXT.ZERO_INIT_RESIDUAL = True  # gamma = 0 in the last BN of each block (arXiv 1706.02677)
+    cfg.MODEL.RESNEXT.STAGE_BLOCKS = ()  # generic builders only: blocks of res2..res5 in place of RESNETS.DEPTH's
+
+    # ---- Solver, counted in images so that a recipe holds for every batch size
+    cfg.SOLVER.LR_PER_256_IMAGES = 0.0  # > 0: BASE_LR becomes this * IMS_PER_BATCH / 256
+    cfg.SOLVER.TOTAL_IMAGES = 0  # > 0: MAX_ITER becomes ceil(this / IMS_PER_BATCH); excludes TOTAL_EPOCHS
+    cfg.SOLVER.TOTAL_EPOCHS = 0.0  # > 0: the same from epochs of the resampled training set
+    cfg.SOLVER.WARMUP_IMAGES = 0  # > 0: WARMUP_ITERS becomes ceil(this / IMS_PER_BATCH)
+    cfg.SOLVER.NUM_LR_HALVINGS = 0  # > 0: that many evenly spaced STEPS with GAMMA 0.5
+    # Images per forward pass and batch-norm group of one process; 0: the process's whole share of IMS_PER_BATCH.
+    # Smaller values accumulate gradients.
+    cfg.SOLVER.IMS_PER_MICRO_BATCH = 0
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"  # "bfloat16" or "float16" (with loss scaling) when SOLVER.AMP.ENABLED
+    cfg.SOLVER.LOG_PERIOD = 20  # iterations between two metric records; the loss recorded is their mean
+    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 3  # most recent checkpoints kept, besides model_final

@@ -1,0 +1,17 @@
+"""Text -> labels: hashtags are normalised and mapped, through WordNet 3.0, to the classes of a vocabulary."""
+
+from .normalize import normalize_hashtag
+from .vocabulary import Match, Vocabulary, VocabularyError, read_hashtag_counts
+from .wordnet import WordNetError, load_wordnet, synset_to_wnid, wnid_to_synset
+
+__all__ = [
+    "Match",
+    "Vocabulary",
+    "VocabularyError",
+    "WordNetError",
+    "load_wordnet",
+    "normalize_hashtag",
+    "read_hashtag_counts",
+    "synset_to_wnid",
+    "wnid_to_synset",
+]
