@@ -1,0 +1,36 @@
+"""Writers of small datasets for the tests."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+TOY_SYNSETS = ["n02084071", "n02121620", "n01503061", "n02958343"]  # dog, cat, bird, car
+TOY_HASHTAGS = ["#Dog", "#cat", "#bird", "#car"]
+
+
+def jpeg(seed: int, size: tuple[int, int] = (40, 32)) -> bytes:
+    """A random smooth JPEG of (width, height) pixels."""
+    grid = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(grid).resize(size, Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def write_hashtag_folder(folder, vocabulary, num_images=48, images_per_shard=16, damaged=()):
+    """A finished folder of shards: image i carries hashtag i % 4, every third one a second hashtag."""
+    from wsl_d2.data import finish_dataset, index_shard, write_shard
+
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary.save(folder / "vocabulary.json")
+    for shard, start in enumerate(range(0, num_images, images_per_shard)):
+        samples = []
+        for i in range(start, min(start + images_per_shard, num_images)):
+            hashtags = [TOY_HASHTAGS[i % 4]] + ([TOY_HASHTAGS[(i + 1) % 4]] if i % 3 == 0 else [])
+            data = jpeg(i)
+            samples.append((f"{i:06d}", data[:-20] if i in damaged else data, {"hashtags": hashtags}))
+        path = folder / f"shard-{shard:06d}.tar"
+        write_shard(path, samples)
+        index_shard(path, vocabulary)
+    finish_dataset(folder, vocabulary)
+    return folder

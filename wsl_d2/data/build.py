@@ -1,0 +1,143 @@
+"""Train and test loaders of hashtag images: dataset + sampler + mapper -> batches.
+
+A batch is a dict: "image" (N, 3, H, W) uint8, "labels" (K,) int64, "image_index" (K,) int64 saying which of the N
+images each label belongs to, "keys" (N,) list of str, "skipped" list of (key, reason).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader
+
+from wsl_d2.data.dataset import HashtagDataset
+from wsl_d2.data.mapper import HashtagMapper
+from wsl_d2.data.sampler import HashtagSampler
+
+
+def collate(samples: list[dict]) -> dict:
+    """Stacks N samples of :class:`HashtagDataset` into one batch."""
+    counts = [len(sample["labels"]) for sample in samples]
+    return {
+        "image": torch.from_numpy(np.stack([sample["image"] for sample in samples])),
+        "labels": torch.from_numpy(np.concatenate([sample["labels"] for sample in samples])),
+        "image_index": torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
+        "keys": [sample["key"] for sample in samples],
+        "skipped": [entry for sample in samples for entry in sample["skipped"]],
+    }
+
+
+def split_batch(batch: dict, size: int) -> list[dict]:
+    """Splits a batch of N images into micro-batches of ``size`` images (the last may be smaller)."""
+    num_images = len(batch["image"])
+    if size <= 0 or size >= num_images:
+        return [batch]
+    parts = []
+    for start in range(0, num_images, size):
+        chosen = (batch["image_index"] >= start) & (batch["image_index"] < start + size)
+        parts.append(
+            {
+                "image": batch["image"][start : start + size],
+                "labels": batch["labels"][chosen],
+                "image_index": batch["image_index"][chosen] - start,
+                "keys": batch["keys"][start : start + size],
+                "skipped": batch["skipped"] if start == 0 else [],
+            }
+        )
+    return parts
+
+
+def get_hashtag_dataset(name: str) -> HashtagDataset:
+    """Returns the registered hashtag dataset of that name.
+
+    Raises:
+        ValueError: the name belongs to something else.
+        KeyError: it is not registered (Detectron2's message lists the known names).
+    """
+    dataset = DatasetCatalog.get(name)
+    if not isinstance(dataset, HashtagDataset):
+        raise ValueError(
+            f"dataset {name!r} is no hashtag dataset; register it through DATASETS.HASHTAG_FOLDERS or "
+            "wsl_d2.data.catalog.register_hashtag_dataset."
+        )
+    return dataset
+
+
+def sampler_seed(cfg) -> int:
+    """Returns the seed of data order and crops: SEED, or 0 where Detectron2's default (-1) is left."""
+    return max(0, cfg.SEED)
+
+
+def training_dataset(cfg) -> HashtagDataset:
+    """Returns the one dataset of ``DATASETS.TRAIN`` with its training mapper."""
+    if len(cfg.DATASETS.TRAIN) != 1:
+        raise ValueError(f"DATASETS.TRAIN must name exactly one hashtag dataset, got {tuple(cfg.DATASETS.TRAIN)}.")
+    dataset = get_hashtag_dataset(cfg.DATASETS.TRAIN[0])
+    dataset.mapper = HashtagMapper.from_config(cfg, is_train=True)
+    dataset.seed = sampler_seed(cfg)
+    return dataset
+
+
+def build_sampler(cfg, dataset: HashtagDataset, start_iteration: int = 0) -> HashtagSampler:
+    """Builds this process's training sampler from the config."""
+    return HashtagSampler(
+        dataset.index,
+        seed=sampler_seed(cfg),
+        mode=cfg.DATALOADER.RESAMPLING.MODE,
+        threshold=cfg.DATALOADER.RESAMPLING.THRESHOLD,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+        start_iteration=start_iteration,
+    )
+
+
+class _BatchSampler:
+    """Adapts a sampler's batches to DataLoader's ``batch_sampler``."""
+
+    def __init__(self, sampler: HashtagSampler):
+        self.sampler = sampler
+
+    def __iter__(self):
+        return self.sampler.batches()
+
+
+def build_hashtag_train_loader(cfg, start_iteration: int = 0) -> DataLoader:
+    """Builds the infinite training loader of this process.
+
+    Args:
+        cfg: reads DATASETS.TRAIN, DATALOADER, INPUT, SOLVER.IMS_PER_BATCH and SEED.
+        start_iteration: the first iteration to deliver; the batches are those an uninterrupted run would get.
+
+    Raises:
+        ShardError: a shard is missing or has another size than the manifest says.
+    """
+    dataset = training_dataset(cfg)
+    dataset.check_shards()
+    sampler = build_sampler(cfg, dataset, start_iteration)
+    return DataLoader(
+        dataset,
+        batch_sampler=_BatchSampler(sampler),  # type: ignore[arg-type]
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
+    )
+
+
+def build_hashtag_test_loader(cfg, name: str) -> DataLoader:
+    """Builds a finite loader: every image of the dataset once over all processes, none padded or repeated."""
+    dataset = get_hashtag_dataset(name)
+    dataset.mapper = HashtagMapper.from_config(cfg, is_train=False)
+    dataset.check_shards()
+    return DataLoader(
+        dataset,
+        batch_size=cfg.TEST.IMS_PER_BATCH,
+        sampler=InferenceSampler(len(dataset)),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=collate,
+        drop_last=False,
+    )
