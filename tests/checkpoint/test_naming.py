@@ -1,0 +1,99 @@
+import pytest
+import torch
+import torchvision
+
+from wsl_d2.checkpoint import convert_state_dict, detect_format, holds_detector
+from wsl_d2.modeling import HashtagClassifier, make_resnext
+
+
+@pytest.fixture(scope="module")
+def torchvision_names():
+    with torch.device("meta"):
+        return torchvision.models.resnext50_32x4d().state_dict()
+
+
+def test_there_and_back_again(torchvision_names):
+    assert detect_format(torchvision_names) == "torchvision"
+    d2 = convert_state_dict(torchvision_names, "d2")
+    assert detect_format(d2) == "d2"
+    back = convert_state_dict(d2, "torchvision")
+    assert list(back) == list(torchvision_names)
+    assert all(back[key] is torchvision_names[key] for key in back)
+    assert convert_state_dict(d2, "timm").keys() == torchvision_names.keys()
+
+
+def test_d2_names_are_those_of_the_model(torchvision_names):
+    with torch.device("meta"):
+        model = HashtagClassifier(backbone=make_resnext("resnext50_32x4d"), num_classes=1000)
+    d2 = convert_state_dict(torchvision_names, "d2")
+    expected = {name.removeprefix("backbone."): x.shape for name, x in model.state_dict().items()}
+    assert {name: x.shape for name, x in d2.items()} == expected
+
+
+def test_examples():
+    names = {
+        "conv1.weight": "stem.conv1.weight",
+        "bn1.running_var": "stem.conv1.norm.running_var",
+        "layer3.22.conv2.weight": "res4.22.conv2.weight",
+        "layer4.0.bn3.bias": "res5.0.conv3.norm.bias",
+        "layer1.0.downsample.0.weight": "res2.0.shortcut.weight",
+        "layer1.0.downsample.1.num_batches_tracked": "res2.0.shortcut.norm.num_batches_tracked",
+        "fc.bias": "head.bias",
+    }
+    numbered = {key: i for i, key in enumerate(names)}
+    assert convert_state_dict(numbered, "d2") == {name: i for i, name in enumerate(names.values())}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "backbone.bottom_up.", "module.backbone.bottom_up."])
+def test_prefixes_are_stripped(torchvision_names, prefix):
+    d2 = convert_state_dict(torchvision_names, "d2")
+    prefixed = {prefix + key: value for key, value in d2.items()}
+    assert detect_format(prefixed) == "d2"
+    assert convert_state_dict(prefixed, "d2") == d2
+    assert convert_state_dict(prefixed, "torchvision").keys() == torchvision_names.keys()
+
+
+def test_head_of_detectron2s_resnet_is_read():
+    assert convert_state_dict({"stem.conv1.weight": 0, "linear.bias": 1}, "torchvision") == {
+        "conv1.weight": 0,
+        "fc.bias": 1,
+    }
+    assert convert_state_dict({"stem.conv1.weight": 0, "linear.bias": 1}, "d2")["head.bias"] == 1
+
+
+def test_timm_only_names():
+    deep_stem = {"conv1.0.weight": 0, "layer1.0.conv1.weight": 1}
+    assert detect_format(deep_stem) == "timm"
+    with pytest.raises(ValueError, match="1 name\\(s\\) of this timm .* no counterpart in d2: conv1.0.weight"):
+        convert_state_dict(deep_stem, "d2")
+
+
+def test_holds_detector():
+    assert holds_detector({"backbone.bottom_up.stem.conv1.weight": 0, "roi_heads.box_head.fc1.weight": 0})
+    assert holds_detector({"module.proposal_generator.rpn_head.conv.weight": 0})
+    assert not holds_detector({"backbone.stem.conv1.weight": 0, "head.weight": 0})
+
+
+@pytest.mark.parametrize(
+    ("names", "to", "message"),
+    [
+        (["stem.conv1.weight"], "keras", "unknown naming scheme to='keras'; known: d2, torchvision, timm"),
+        ([], "d2", "none of its 0 names is like 'res2.0.conv1.weight'"),
+        (["features.0.weight"], "d2", "none of its 1 names, such as 'features.0.weight', is like"),
+        (["stem.conv1.weight", "layer1.0.conv1.weight"], "d2", "names of two schemes"),
+        (["conv1.weight", "layer1.0.conv9b.weight"], "d2", "no counterpart in d2: layer1.0.conv9b.weight"),
+        (
+            ["stem.conv1.weight", "backbone.stem.conv1.weight"],
+            "d2",
+            "two tensors .* become 'stem.conv1.weight'",
+        ),
+        (
+            ["backbone.bottom_up.stem.conv1.weight", "roi_heads.mask_head.predictor.bias"],
+            "torchvision",
+            "roi_heads.mask_head.predictor.bias. It holds a whole detector",
+        ),
+    ],
+)
+def test_errors(names, to, message):
+    with pytest.raises(ValueError, match=message):
+        convert_state_dict(dict.fromkeys(names, 0), to)

@@ -1,0 +1,24 @@
+"""Backbones, losses and the pretraining model. Importing this package registers them with detectron2."""
+
+from .hashtag_classifier import HashtagClassifier
+from .losses import hashtag_binary_cross_entropy, hashtag_cross_entropy
+from .resnext import (
+    RESNEXT_ARCHITECTURES,
+    ResNeXtArchitecture,
+    build_resnext_backbone,
+    build_resnext_fpn_backbone,
+    make_resnext,
+    make_resnext_stages,
+)
+
+__all__ = [
+    "RESNEXT_ARCHITECTURES",
+    "HashtagClassifier",
+    "ResNeXtArchitecture",
+    "build_resnext_backbone",
+    "build_resnext_fpn_backbone",
+    "hashtag_binary_cross_entropy",
+    "hashtag_cross_entropy",
+    "make_resnext",
+    "make_resnext_stages",
+]
