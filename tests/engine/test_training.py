@@ -1,0 +1,180 @@
+"""Runs of tools/train_net.py on a toy dataset, each in its own process."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toy_data import write_hashtag_folder
+
+ROOT = Path(__file__).parents[2]
+OPTS = {
+    "DATASETS.HASHTAG_FOLDERS": "[['toy_train', 'toy/train'], ['toy_val', 'toy/val']]",
+    "DATASETS.TRAIN": "('toy_train',)",
+    "DATASETS.TEST": "('toy_val',)",
+    "INPUT.RANDOM_RESIZED_CROP.SIZE": "32",
+    "SOLVER.IMS_PER_BATCH": "8",
+    "SOLVER.LR_PER_256_IMAGES": "0.4",
+    "SOLVER.TOTAL_IMAGES": "240",
+    "SOLVER.WARMUP_IMAGES": "40",
+    "SOLVER.LOG_PERIOD": "1",
+    "SOLVER.CHECKPOINT_PERIOD": "7",
+}
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory, toy_vocabulary):
+    root = tmp_path_factory.mktemp("datasets")
+    write_hashtag_folder(root / "toy" / "train", toy_vocabulary, num_images=48)
+    write_hashtag_folder(root / "toy" / "val", toy_vocabulary, num_images=20)
+    return root
+
+
+def command(output: Path, launcher=(sys.executable,), flags=(), **opts) -> list[str]:
+    config = ROOT / "configs" / "Base-Miniworld-Pretraining.yaml"
+    merged = OPTS | {key.replace("__", "."): str(value) for key, value in opts.items()} | {"OUTPUT_DIR": str(output)}
+    pairs = [text for pair in merged.items() for text in pair]
+    return [*launcher, str(ROOT / "tools" / "train_net.py"), "--config-file", str(config), *flags, *pairs]
+
+
+def train(datasets, output, check=True, **kwargs) -> subprocess.CompletedProcess:
+    result = subprocess.run(command(output, **kwargs), env=environment(datasets), capture_output=True, text=True)
+    if check:
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+def environment(datasets) -> dict:
+    return os.environ | {"DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"}
+
+
+def losses(output: Path) -> dict[int, float]:
+    records = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    return {record["iteration"]: record["loss_hashtag"] for record in records if "loss_hashtag" in record}
+
+
+def merged_records(output: Path) -> dict:
+    """The last value of every metric."""
+    merged = {}
+    for line in (output / "metrics.json").read_text().splitlines():
+        merged |= json.loads(line)
+    return merged
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return torch.load(output / "model_final.pth", weights_only=True)["model"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(datasets, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole")
+    train(datasets, output)
+    return output
+
+
+def test_a_run_records_every_iteration_and_exports_its_backbone(whole_run):
+    assert sorted(losses(whole_run)) == list(range(30))
+    last = merged_records(whole_run)
+    assert last["hashtag/num_images"] == 20 and last["images_seen"] == 240
+    exported = torch.load(whole_run / "backbone.pth", weights_only=True)
+    assert exported["matching_heuristics"] is True
+    assert exported["wsl_d2"]["images_seen"] == 240 and exported["wsl_d2"]["input_format"] == "RGB"
+    final = weights(whole_run)
+    for name, tensor in exported["model"].items():
+        assert torch.equal(tensor, final[f"backbone.{name}"]), name
+
+
+def test_sigkill_and_resume_give_the_same_losses_and_weights_to_the_bit(whole_run, datasets, tmp_path):
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command(tmp_path), env=environment(datasets), stdout=log, stderr=log)
+        metrics = tmp_path / "metrics.json"
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 10):
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "model_final.pth").exists()
+    assert (tmp_path / "last_checkpoint").exists()
+    resumed = train(datasets, tmp_path, flags=["--resume"], DATALOADER__NUM_WORKERS=2)
+    start = int(re.search(r"Starting training from iteration (\d+)", resumed.stdout + resumed.stderr).group(1))
+    assert start >= 7
+    assert losses(tmp_path) == losses(whole_run)
+    ours, theirs = weights(tmp_path), weights(whole_run)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "launch"])
+def test_two_processes_give_the_loss_curve_of_one(datasets, tmp_path, launcher):
+    """The one process forms batch-norm groups of the same 4 images by micro-batches."""
+    train(datasets, tmp_path / "one", SOLVER__IMS_PER_MICRO_BATCH=4)
+    if launcher == "torchrun":
+        kwargs = {"launcher": (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")}
+    else:
+        kwargs = {"flags": ["--num-gpus", "2", "--dist-url", "auto"]}
+    train(datasets, tmp_path / "two", **kwargs)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for iteration in one:
+        assert two[iteration] == pytest.approx(one[iteration], rel=2e-4), iteration
+    assert merged_records(tmp_path / "two")["hashtag/num_images"] == 20
+    for name, tensor in weights(tmp_path / "one").items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_changed_settings_are_refused_on_resume(whole_run, datasets, tmp_path):
+    (tmp_path / "last_checkpoint").write_text("model_0000006.pth")
+    state = torch.load(whole_run / "model_final.pth", weights_only=True)
+    torch.save(state, tmp_path / "model_0000006.pth")
+    result = train(datasets, tmp_path, check=False, flags=["--resume"], SEED=5)
+    assert result.returncode == 1
+    assert "belongs to another run: SEED was 0, is now 5. Restore the old values" in result.stderr
+
+
+def test_an_evaluation_set_of_another_vocabulary_is_refused(datasets, tmp_path):
+    from wsl_d2.hashtags import Vocabulary, load_wordnet
+
+    other = Vocabulary.build("other", load_wordnet(), synsets=["n02084071", "n02121620", "n01503061", "n04468005"])
+    write_hashtag_folder(datasets / "other", other)
+    folders = "[['toy_train', 'toy/train'], ['other', 'other']]"
+    result = train(datasets, tmp_path, check=False, DATASETS__HASHTAG_FOLDERS=folders, DATASETS__TEST="('other',)")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert re.search(r"error: DATASETS.TEST other .* has vocabulary 'other' \w{12}, but .* has 'toy'", result.stderr)
+
+
+def test_a_missing_shard_stops_before_the_first_iteration(datasets, toy_vocabulary, tmp_path):
+    folder = write_hashtag_folder(datasets / "gap", toy_vocabulary)
+    (folder / "shard-000001.tar").unlink()
+    folders = "[['toy_train', 'gap'], ['toy_val', 'toy/val']]"
+    result = train(datasets, tmp_path, check=False, DATASETS__HASHTAG_FOLDERS=folders)
+    assert result.returncode == 1
+    assert "error: 1 of 3 shards cannot be used" in result.stderr and "shard-000001.tar is missing" in result.stderr
+    assert not (tmp_path / "metrics.json").exists() or not (tmp_path / "metrics.json").read_text()
+
+
+def test_damaged_images_are_counted_and_too_many_stop_the_run(datasets, toy_vocabulary, tmp_path):
+    write_hashtag_folder(datasets / "one_bad", toy_vocabulary, damaged={3})
+    folders = "[['toy_train', 'one_bad'], ['toy_val', 'toy/val']]"
+    train(datasets, tmp_path / "a", DATASETS__HASHTAG_FOLDERS=folders, SOLVER__TOTAL_IMAGES=96)
+    records = [json.loads(line) for line in (tmp_path / "a" / "metrics.json").read_text().splitlines()]
+    assert max(record.get("skipped_images", 0) for record in records) >= 2  # once in each of the two epochs
+    assert "skipped image '000003' (truncated" in (tmp_path / "a" / "log.txt").read_text()
+
+    write_hashtag_folder(datasets / "many_bad", toy_vocabulary, damaged=set(range(0, 48, 2)))
+    folders = "[['toy_train', 'many_bad'], ['toy_val', 'toy/val']]"
+    result = train(datasets, tmp_path / "b", check=False, DATASETS__HASHTAG_FOLDERS=folders)
+    assert result.returncode == 1
+    assert re.search(r"error: \d+ of \d+ images could not be decoded, more than DATALOADER.MAX_DAMAGED", result.stderr)
+
+
+def test_an_unknown_key_on_the_command_line_is_one_clear_error(datasets, tmp_path):
+    result = train(datasets, tmp_path, check=False, SOLVER__LR_PER_256=1)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "error: command line: unknown config key SOLVER.LR_PER_256. Did you mean" in result.stderr

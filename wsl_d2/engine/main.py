@@ -1,0 +1,155 @@
+"""From command-line arguments to a finished run: the only copy of setup, main and launch."""
+
+from __future__ import annotations
+
+import difflib
+import os
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from wsl_d2.config import add_wsl_config
+from wsl_d2.data.build import build_sampler, get_hashtag_dataset, training_dataset
+from wsl_d2.data.catalog import register_datasets
+from wsl_d2.engine.checkpointer import AtomicCheckpointer
+from wsl_d2.engine.schedule import ConfigError, resolve_schedule
+from wsl_d2.engine.trainer import DetectionTrainer, WSLTrainer, load_detector_weights
+
+
+def load_config(config_file: str, opts: list[str]) -> CfgNode:
+    """Returns Detectron2's and wsl_d2's keys with a file and command-line overrides merged, not frozen.
+
+    Raises:
+        ConfigError: the file does not exist, or names a key that does not exist or has another type.
+    """
+    cfg = get_cfg()
+    add_wsl_config(cfg)
+    if config_file and not os.path.isfile(config_file):
+        raise ConfigError(f"--config-file {config_file} does not exist.")
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file)
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ConfigError(f"{config_file}: {_explain(error, cfg)}") from error
+    try:
+        cfg.merge_from_list(opts)
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ConfigError(f"command line: {_explain(error, cfg)}") from error
+    return cfg
+
+
+def _explain(error: Exception, cfg: CfgNode) -> str:
+    """Turns yacs' message into one that also names the nearest existing key."""
+    message = str(error.args[0]) if error.args else str(error)
+    key = message.rsplit(": ", 1)[-1].strip()
+    close = difflib.get_close_matches(key, _keys(cfg), n=1)
+    if not message.startswith("Non-existent"):
+        return message
+    return f"unknown config key {key}." + (f" Did you mean {close[0]}?" if close else "")
+
+
+def _keys(node: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in node.items():
+        keys.append(prefix + name)
+        if isinstance(value, CfgNode):
+            keys += _keys(value, f"{prefix}{name}.")
+    return keys
+
+
+def is_pretraining(cfg: CfgNode) -> bool:
+    """Whether the config trains a hashtag classifier rather than a detector."""
+    return cfg.MODEL.META_ARCHITECTURE == "HashtagClassifier"
+
+
+def setup(args) -> CfgNode:
+    """Merges the config, registers its datasets, fills in what follows from them, and starts logging.
+
+    Args:
+        args: made by ``detectron2.engine.default_argument_parser``.
+
+    Returns:
+        The frozen config.
+
+    Raises:
+        ConfigError: a key is unknown, or two keys or a key and a dataset contradict each other.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    register_datasets(cfg)
+    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
+        raise ConfigError("MODEL.DEVICE is 'cuda', but no GPU can be used; add `MODEL.DEVICE cpu` to the command.")
+    if is_pretraining(cfg):
+        dataset = training_dataset(cfg)
+        num_classes = cfg.MODEL.HASHTAG_CLASSIFIER.NUM_CLASSES
+        if num_classes not in (0, dataset.num_labels):
+            raise ConfigError(
+                f"MODEL.HASHTAG_CLASSIFIER.NUM_CLASSES is {num_classes}, but the vocabulary of {cfg.DATASETS.TRAIN[0]} "
+                f"({dataset.folder}) has {dataset.num_labels} labels; set it to 0 to follow the vocabulary."
+            )
+        cfg.MODEL.HASHTAG_CLASSIFIER.NUM_CLASSES = dataset.num_labels
+        resolve_schedule(cfg, build_sampler(cfg, dataset).epoch_length)
+        _check_same_vocabulary(cfg, dataset)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="wsl_d2")
+    return cfg
+
+
+def _check_same_vocabulary(cfg: CfgNode, dataset) -> None:
+    for name in cfg.DATASETS.TEST:
+        other = get_hashtag_dataset(name)
+        if other.vocabulary_checksum != dataset.vocabulary_checksum:
+            raise ConfigError(
+                f"DATASETS.TEST {name} ({other.folder}) has vocabulary {other.manifest['vocabulary']!r} "
+                f"{other.vocabulary_checksum[:12]}, but DATASETS.TRAIN {cfg.DATASETS.TRAIN[0]} ({dataset.folder}) "
+                f"has {dataset.manifest['vocabulary']!r} {dataset.vocabulary_checksum[:12]}; labels would not agree. "
+                "Prepare both with the same vocabulary.json."
+            )
+
+
+def main(args) -> dict:
+    """Runs training, or evaluation with ``--eval-only``, in one process of the job; returns the last results."""
+    cfg = setup(args)
+    trainer_class = WSLTrainer if is_pretraining(cfg) else DetectionTrainer
+    if args.eval_only:
+        model = trainer_class.build_model(cfg)
+        checkpointer = AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        if args.resume and checkpointer.has_checkpoint():
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=True)
+        elif is_pretraining(cfg):
+            checkpointer.load(cfg.MODEL.WEIGHTS)
+        else:
+            load_detector_weights(cfg, model, checkpointer)
+        results = trainer_class.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = trainer_class(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def run(args) -> None:
+    """Starts ``main(args)`` in every process: under torchrun in this one, else through Detectron2's ``launch``."""
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        comm.synchronize()
+        main(args)
+        dist.destroy_process_group()
+    else:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )

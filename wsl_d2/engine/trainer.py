@@ -1,0 +1,349 @@
+"""The two trainers, for hashtags and for detection, on Detectron2's DefaultTrainer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import weakref
+
+import torch
+import torch.distributed as dist
+from detectron2.data import MetadataCatalog
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch.nn.parallel import DistributedDataParallel
+
+from wsl_d2.checkpoint import (
+    IncompleteLoadError,
+    check_pixel_statistics,
+    holds_detector,
+    load_backbone,
+    read_checkpoint,
+)
+from wsl_d2.data import build_hashtag_test_loader, build_hashtag_train_loader, build_resumable_detection_train_loader
+from wsl_d2.data.build import build_sampler, split_batch, training_dataset
+from wsl_d2.engine.checkpointer import AtomicCheckpointer
+from wsl_d2.engine.hooks import AverageBatchNormStatistics, ExportBackbone
+from wsl_d2.engine.schedule import ConfigError
+from wsl_d2.evaluation import HashtagEvaluator
+
+_ALWAYS_ALLOWED_DAMAGED_IMAGES = 8
+
+
+class DamagedImagesError(RuntimeError):
+    """More images could not be decoded than ``DATALOADER.MAX_DAMAGED_FRACTION`` allows."""
+
+
+def _data_parallel(model: torch.nn.Module) -> torch.nn.Module:
+    """Wraps the model for several processes; unlike Detectron2's ``create_ddp_model`` also on CPU."""
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    return DistributedDataParallel(
+        model, device_ids=[torch.cuda.current_device()] if on_gpu else None, broadcast_buffers=False
+    )
+
+
+class ResumableTrainer(DefaultTrainer):
+    """DefaultTrainer whose data stream continues on resume and whose checkpoints are written atomically.
+
+    Subclasses give ``build_train_loop`` and ``build_train_loader(cfg, start_iteration)``.
+    """
+
+    def __init__(self, cfg):
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        model = _data_parallel(model)
+        self._trainer = self.build_train_loop(cfg, model, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> list:
+        """Order matters: statistics are averaged before they are saved, saved before they are evaluated."""
+        cfg = self.cfg
+
+        def test():
+            self._last_eval_results = self.test(cfg, self.model)
+            return self._last_eval_results
+
+        result = [hooks.IterationTimer(), hooks.LRScheduler(), *self.build_statistics_hooks()]
+        if comm.is_main_process():
+            result.append(
+                hooks.PeriodicCheckpointer(
+                    self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=cfg.SOLVER.CHECKPOINTS_TO_KEEP
+                )
+            )
+        result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test))
+        if comm.is_main_process():
+            result.append(hooks.PeriodicWriter(self.build_writers(), period=cfg.SOLVER.LOG_PERIOD))
+        return result
+
+    def build_statistics_hooks(self) -> list:
+        """Hooks that change the model's buffers and must run before checkpointing."""
+        return []
+
+    def train(self):
+        """Trains from ``start_iter``; the loader is built here, when it is known where the data continues."""
+        if self.start_iter < self.max_iter:
+            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg, self.start_iter))
+        return super().train()
+
+
+class PretrainLoop(SimpleTrainer):
+    """One optimisation step: micro-batches, autocast, gradient scaling, and metrics kept on the device.
+
+    Metrics reach the host every ``log_period`` iterations; the recorded loss is the mean of those iterations over all
+    processes, without smoothing, so that a resumed run records the same numbers.
+
+    Args:
+        model: gives {"loss_hashtag": loss}.
+        micro_batch_size: images per forward pass and process; 0 for all at once.
+        amp_dtype: None, "bfloat16" or "float16".
+        log_period: iterations.
+        max_iter: length of the run, iterations; the last one is always recorded.
+        batch_size: images per iteration over all processes.
+        max_damaged_fraction: see ``DATALOADER.MAX_DAMAGED_FRACTION``.
+        identity: what must be equal for a checkpoint to be continued, name -> value.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        micro_batch_size: int = 0,
+        amp_dtype: str | None = None,
+        log_period: int = 20,
+        max_iter: int,
+        batch_size: int,
+        max_damaged_fraction: float = 1e-3,
+        identity: dict | None = None,
+    ):
+        super().__init__(model, None, optimizer)
+        self.micro_batch_size = micro_batch_size
+        self.device_type = next(model.parameters()).device.type
+        self.amp_dtype = getattr(torch, amp_dtype) if amp_dtype else None
+        self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == "float16")
+        self.log_period = log_period
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.max_damaged_fraction = max_damaged_fraction
+        self.identity = identity or {}
+        # [sum of losses, iterations] since the last record, and images skipped in the whole run, on this process
+        self._window = torch.zeros(2, dtype=torch.float64, device=next(model.parameters()).device)
+        self._num_skipped = 0
+        self._window_start: float | None = None
+        self._data_time = 0.0
+
+    def run_step(self) -> None:
+        if self._window_start is None:
+            self._window_start = time.perf_counter()
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        self._data_time += time.perf_counter() - start
+        for key, reason in batch["skipped"]:
+            self._num_skipped += 1
+            logging.getLogger(__name__).warning(f"skipped image {key!r} ({reason}) at iteration {self.iter}")
+
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = split_batch(batch, self.micro_batch_size)
+        loss_of_step = torch.zeros((), device=self._window.device)
+        for number, part in enumerate(parts):
+            is_last = number == len(parts) - 1
+            wait = isinstance(self.model, DistributedDataParallel) and not is_last
+            with self.model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+                with torch.autocast(self.device_type, self.amp_dtype, enabled=self.amp_dtype is not None):
+                    loss = sum(self.model(part).values())
+                loss = loss * (len(part["image"]) / len(batch["image"]))
+                self.grad_scaler.scale(loss).backward()
+            loss_of_step += loss.detach()
+        self.after_backward()
+        self._window[0] += loss_of_step
+        self._window[1] += 1
+        if (self.iter + 1) % self.log_period == 0 or self.iter + 1 >= self.max_iter:
+            self._record()
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _record(self) -> None:
+        """Averages the window over processes, stops on bad numbers on all of them, and writes to the storage."""
+        totals = torch.cat([self._window, self._window.new_tensor([self._num_skipped])])
+        if comm.get_world_size() > 1:
+            dist.all_reduce(totals)
+        loss_sum, iterations, skipped = totals.tolist()
+        loss = loss_sum / iterations
+        elapsed = time.perf_counter() - (self._window_start or 0.0)
+        images_seen = (self.iter + 1) * self.batch_size
+        window_iterations = float(self._window[1])
+        self._window.zero_()
+        self._window_start = None
+        data_time, self._data_time = self._data_time / window_iterations, 0.0
+        if not torch.isfinite(torch.tensor(loss)):
+            raise FloatingPointError(
+                f"the loss became {loss} between iterations {self.iter + 1 - int(window_iterations)} and {self.iter}; "
+                "lower SOLVER.LR_PER_256_IMAGES or lengthen SOLVER.WARMUP_IMAGES, and resume from the last checkpoint."
+            )
+        allowed = max(_ALWAYS_ALLOWED_DAMAGED_IMAGES, self.max_damaged_fraction * images_seen)
+        if skipped > allowed:
+            raise DamagedImagesError(
+                f"{int(skipped)} of {images_seen} images could not be decoded, more than "
+                f"DATALOADER.MAX_DAMAGED_FRACTION = {self.max_damaged_fraction} allows; the log lists their keys. "
+                "Verify the shards, or raise the limit."
+            )
+        storage = get_event_storage()
+        storage.put_scalars(
+            smoothing_hint=False,
+            total_loss=loss,
+            loss_hashtag=loss,
+            images_seen=images_seen,
+            images_per_second=window_iterations * self.batch_size / max(elapsed, 1e-9),
+            skipped_images=skipped,
+        )
+        storage.put_scalar("data_time", data_time)
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "window": self._window.tolist(),
+            "num_skipped": self._num_skipped,
+            "identity": self.identity,
+        }
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        differences = [
+            f"{name} was {state_dict['identity'].get(name)!r}, is now {value!r}"
+            for name, value in self.identity.items()
+            if state_dict["identity"].get(name) != value
+        ]
+        if differences:
+            raise ConfigError(
+                "the checkpoint in OUTPUT_DIR belongs to another run: "
+                + "; ".join(differences)
+                + ". Restore the old values, or choose another OUTPUT_DIR."
+            )
+        super().load_state_dict(state_dict)
+        self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        self._window.copy_(torch.tensor(state_dict["window"], dtype=torch.float64))
+        self._num_skipped = state_dict["num_skipped"] if comm.is_main_process() else 0
+
+
+class WSLTrainer(ResumableTrainer):
+    """Trains a HashtagClassifier on a hashtag dataset; writes ``backbone.pth`` at the end."""
+
+    def build_train_loop(self, cfg, model, optimizer) -> PretrainLoop:
+        dataset = training_dataset(cfg)
+        return PretrainLoop(
+            model,
+            optimizer,
+            micro_batch_size=cfg.SOLVER.IMS_PER_MICRO_BATCH,
+            amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
+            log_period=cfg.SOLVER.LOG_PERIOD,
+            max_iter=cfg.SOLVER.MAX_ITER,
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            max_damaged_fraction=cfg.DATALOADER.MAX_DAMAGED_FRACTION,
+            identity={
+                "vocabulary": dataset.vocabulary_checksum,
+                "number of images": len(dataset),
+                "SEED": cfg.SEED,
+                "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
+                "DATALOADER.RESAMPLING.MODE": cfg.DATALOADER.RESAMPLING.MODE,
+                "DATALOADER.RESAMPLING.THRESHOLD": cfg.DATALOADER.RESAMPLING.THRESHOLD,
+            },
+        )
+
+    def build_statistics_hooks(self) -> list:
+        return [AverageBatchNormStatistics(self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD)]
+
+    def build_hooks(self) -> list:
+        cfg = self.cfg
+        provenance = {
+            "vocabulary_checksum": training_dataset(cfg).vocabulary_checksum,
+            "images_seen": cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH,
+        }
+        return [*super().build_hooks(), ExportBackbone(provenance)]
+
+    @classmethod
+    def build_model(cls, cfg):
+        return super().build_model(cfg).to(memory_format=torch.channels_last)
+
+    @classmethod
+    def build_train_loader(cls, cfg, start_iteration: int = 0):
+        return build_hashtag_train_loader(cfg, start_iteration)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_hashtag_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        return HashtagEvaluator()
+
+    def train(self):
+        sampler = build_sampler(self.cfg, training_dataset(self.cfg))
+        solver = self.cfg.SOLVER
+        images = solver.MAX_ITER * solver.IMS_PER_BATCH
+        logging.getLogger(__name__).info(
+            f"{images:,} images in {solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH}: "
+            f"{images / sampler.epoch_length:.2f} epochs of {sampler.epoch_length:,} draws "
+            f"({self.cfg.DATALOADER.RESAMPLING.MODE} resampling of {len(sampler.cumulative_repeat_factors):,} images); "
+            f"peak learning rate {solver.BASE_LR:g}"
+        )
+        return super().train()
+
+
+class DetectionTrainer(ResumableTrainer):
+    """Detectron2's detection training, with a strict hand-over of pretrained backbones."""
+
+    def build_train_loop(self, cfg, model, optimizer) -> SimpleTrainer:
+        return (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, None, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg, start_iteration: int = 0):
+        return build_resumable_detection_train_loader(cfg, start_iteration)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        evaluator_type = MetadataCatalog.get(dataset_name).evaluator_type
+        if evaluator_type != "coco":
+            raise ConfigError(f"dataset {dataset_name!r} has evaluator type {evaluator_type!r}; only 'coco' is known.")
+        return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Resumes a run, or loads MODEL.WEIGHTS: a whole detector through Detectron2, a backbone strictly.
+
+        Raises:
+            IncompleteLoadError: a backbone tensor is missing, left over or of another shape.
+            ValueError: the weights' pixel statistics contradict INPUT.FORMAT, MODEL.PIXEL_MEAN or MODEL.PIXEL_STD.
+        """
+        if resume and self.checkpointer.has_checkpoint():
+            super().resume_or_load(resume=True)
+        else:
+            load_detector_weights(self.cfg, self._trainer.model, self.checkpointer)
+
+
+def load_detector_weights(cfg, model: torch.nn.Module, checkpointer) -> None:
+    """Loads MODEL.WEIGHTS into a detector: "" nothing, a backbone file strictly, anything else by Detectron2."""
+    weights = cfg.MODEL.WEIGHTS
+    if not weights or weights.endswith(".pkl"):  # Caffe2 and model-zoo pickles have Detectron2's own conversion
+        checkpointer.load(weights)
+        return
+    path = checkpointer.path_manager.get_local_path(weights)
+    try:
+        is_detector = holds_detector(read_checkpoint(path)["model"])
+    except IncompleteLoadError:
+        is_detector = False  # load_backbone raises the same error with the tensors it misses
+    if is_detector:
+        checkpointer.load(weights)
+    else:
+        load_backbone(model, path)
+        check_pixel_statistics(cfg, path)

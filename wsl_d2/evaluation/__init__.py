@@ -1,0 +1,5 @@
+"""Evaluators beyond Detectron2's own."""
+
+from wsl_d2.evaluation.hashtag import HashtagEvaluator
+
+__all__ = ["HashtagEvaluator"]
