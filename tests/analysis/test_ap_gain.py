@@ -1,0 +1,120 @@
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from toy_detections import NUM_IMAGES, random_detections, random_world
+
+from wsl_d2.analysis import METRICS, bootstrap_ap, gain_between, paired_bootstrap
+from wsl_d2.analysis.ap_gain import draw_counts, load_ground_truth
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    contents = random_world(0)
+    path = tmp_path_factory.mktemp("gt") / "gt.json"
+    path.write_text(json.dumps(contents))
+    return path, contents
+
+
+def coco_stats(ground_truth, detections, iou_type, image_ids=None):
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(ground_truth, ground_truth.loadRes(detections), iou_type)
+        if image_ids is not None:
+            evaluation.params.imgIds = image_ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(METRICS, 100 * evaluation.stats[:6], strict=True))
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_point_values_equal_pycocotools(world, iou_type, seed):
+    path, contents = world
+    detections = random_detections(contents, seed)
+    ground_truth = load_ground_truth(path)
+    ours = bootstrap_ap(ground_truth, detections, iou_type, draw_counts(NUM_IMAGES, 2, 0)).point
+    expected = coco_stats(ground_truth, [dict(d) for d in detections], iou_type)
+    assert 5 < expected["AP"] < 95
+    for metric in METRICS:
+        assert ours[metric] == pytest.approx(expected[metric], abs=1e-10), metric
+
+
+def resampled_world(contents, detections, counts):
+    """The same data with each image written out as often as it was drawn."""
+    images, annotations, copies = [], [], []
+    for image, number in zip(contents["images"], counts, strict=True):
+        for _ in range(number):
+            new_id = len(images) + 1
+            images.append(image | {"id": new_id})
+            for a in contents["annotations"]:
+                if a["image_id"] == image["id"]:
+                    annotations.append(a | {"id": len(annotations) + 1, "image_id": new_id})
+            copies += [d | {"image_id": new_id} for d in detections if d["image_id"] == image["id"]]
+    return contents | {"images": images, "annotations": annotations}, copies
+
+
+def test_replicates_equal_pycocotools_on_the_written_out_resample(world):
+    path, contents = world
+    detections = random_detections(contents, 5)
+    counts = draw_counts(NUM_IMAGES, 6, seed=3)
+    ours = bootstrap_ap(str(path), detections, "bbox", counts).replicates
+    for row, drawn in enumerate(counts):
+        resampled, copies = resampled_world(contents, detections, drawn)
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO()
+            coco.dataset = resampled
+            coco.createIndex()
+        expected = coco_stats(coco, copies, "bbox")
+        for metric in METRICS:
+            value = np.nan if expected[metric] == -100 else expected[metric]
+            np.testing.assert_allclose(ours[metric][row], value, atol=1e-9, err_msg=f"{metric} {row}")
+
+
+def test_identical_runs_gain_exactly_nothing(world):
+    path, contents = world
+    detections = random_detections(contents, 1)
+    for row in paired_bootstrap(path, detections, detections, "segm", num_resamples=50).values():
+        assert row["gain"] == 0 and row["interval"] == [0, 0] and row["probability_of_gain"] == 0
+
+
+def test_a_better_run_shows_a_gain_and_the_reverse_is_its_mirror(world):
+    path, contents = world
+    good, bad = random_detections(contents, 1, jitter=1.0, miss=0.0), random_detections(contents, 2, jitter=9.0)
+    forward = paired_bootstrap(path, bad, good, "bbox", num_resamples=200)["AP"]
+    backward = paired_bootstrap(path, good, bad, "bbox", num_resamples=200)["AP"]
+    assert forward["gain"] > 10 and forward["interval"][0] > 0 and forward["probability_of_gain"] == 1
+    assert forward["gain"] == pytest.approx(-backward["gain"])
+    np.testing.assert_allclose(forward["interval"], [-v for v in reversed(backward["interval"])], atol=1e-9)
+
+
+def test_a_run_without_detections_has_no_ap(world):
+    path, contents = world
+    row = paired_bootstrap(path, [], random_detections(contents, 1), "bbox", num_resamples=20)["AP"]
+    assert row["baseline"] == 0 and row["gain"] == row["candidate"] > 0
+
+
+def test_several_seeds_widen_the_interval(world):
+    path, contents = world
+    counts = draw_counts(NUM_IMAGES, 300, 0)
+    runs = [
+        bootstrap_ap(str(path), random_detections(contents, s, jitter=j), "bbox", counts)
+        for s, j in ((1, 2.0), (2, 5.0), (3, 9.0))
+    ]
+    fixed = gain_between([runs[0]], [runs[1]])["AP"]["interval"]
+    varied = gain_between([runs[0]], runs)["AP"]
+    assert varied["candidate"] == pytest.approx(np.mean([run.point["AP"] for run in runs]))
+    assert varied["interval"][1] - varied["interval"][0] > fixed[1] - fixed[0]
+
+
+def test_errors_name_the_cause(world):
+    path, contents = world
+    with pytest.raises(ValueError, match="iou_type must be one of bbox, segm, got 'keypoints'"):
+        paired_bootstrap(path, [], [], "keypoints")
+    stray = [random_detections(contents, 1)[0] | {"image_id": 999}]
+    with pytest.raises(ValueError, match="1 images that the ground truth lacks, such as image_id 999"):
+        paired_bootstrap(path, stray, [], "bbox")

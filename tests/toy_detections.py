@@ -1,0 +1,56 @@
+"""Random ground truth and detections in COCO's formats for the tests."""
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+NUM_IMAGES = 24
+
+
+def rectangle_rle(box, size=240):
+    mask = np.zeros((size, size), np.uint8, order="F")
+    x, y, w, h = (int(round(v)) for v in box)
+    mask[y : y + h, x : x + w] = 1
+    rle = mask_api.encode(mask)
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+def random_world(seed, num_images=NUM_IMAGES, num_classes=4):
+    """Ground truth of random rectangles, some of them crowds; the last class never occurs."""
+    rng = np.random.default_rng(seed)
+    annotations = []
+    for image in range(num_images):
+        for _ in range(rng.integers(0, 4)):
+            w, h = rng.uniform(90, 200, 2) if rng.random() < 0.3 else rng.uniform(8, 50, 2)
+            x, y = rng.uniform(0, 239 - w), rng.uniform(0, 239 - h)
+            box = [float(v) for v in (x, y, w, h)]
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": image + 1, "category_id": int(rng.integers(1, num_classes)),
+                 "bbox": box, "area": float(w * h), "iscrowd": int(rng.random() < 0.1),
+                 "segmentation": rectangle_rle(box)}
+            )  # fmt: skip
+    return {
+        "info": {},
+        "images": [{"id": i + 1, "width": 240, "height": 240, "file_name": f"{i + 1}.jpg"} for i in range(num_images)],
+        "categories": [{"id": k, "name": f"class{k}"} for k in range(1, num_classes + 1)],
+        "annotations": annotations,
+    }
+
+
+def random_detections(world, seed, jitter=4.0, miss=0.2):
+    rng = np.random.default_rng(seed)
+    detections = []
+    for annotation in world["annotations"]:
+        if rng.random() < miss:
+            continue
+        box = np.clip(np.array(annotation["bbox"]) + rng.normal(0, jitter, 4), 1, 230)
+        category = annotation["category_id"] if rng.random() < 0.85 else int(rng.integers(1, 5))
+        detections.append((annotation["image_id"], category, box))
+    for _ in range(30):
+        detections.append(
+            (int(rng.integers(1, len(world["images"]) + 1)), int(rng.integers(1, 5)), rng.uniform(5, 50, 4))
+        )
+    return [
+        {"image_id": image, "category_id": category, "bbox": [float(v) for v in box], "score": float(rng.random()),
+         "segmentation": rectangle_rle(box)}
+        for image, category, box in detections
+    ]  # fmt: skip

@@ -1,0 +1,17 @@
+"""Reads finished runs from their folders: AP gains with their uncertainty, and the page that shows them."""
+
+from wsl_d2.analysis.ap_gain import METRICS, bootstrap_ap, gain_between, paired_bootstrap
+from wsl_d2.analysis.compare import compare_runs
+from wsl_d2.analysis.records import Run, RunError, read_metrics, read_run
+
+__all__ = [
+    "METRICS",
+    "Run",
+    "RunError",
+    "bootstrap_ap",
+    "compare_runs",
+    "gain_between",
+    "paired_bootstrap",
+    "read_metrics",
+    "read_run",
+]
