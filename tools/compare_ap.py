@@ -30,7 +30,9 @@ def named(text: str) -> tuple[str, Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=named, action="append", required=True, metavar="NAME=FOLDER")
-    parser.add_argument("--baseline", required=True, help="the NAME that gains are counted from")
+    parser.add_argument(
+        "--baseline", action="append", required=True, help="a NAME that gains of the others are counted from"
+    )
     parser.add_argument("--ground-truth", type=Path, required=True, help="COCO annotations of the evaluated images")
     parser.add_argument("--images", type=Path, help="folder of the evaluated images, for the pictures")
     parser.add_argument("--curve", type=named, action="append", default=[], help="NAME=FOLDER of a pretraining run")

@@ -120,7 +120,15 @@ def detection_run(output: Path, arm: str, lr: float | None) -> Path:
 
 def report_stage(output: Path, world: Path, arms: dict, needs: list[str]) -> Stage:
     """The comparison of all arms against the clean control."""
-    command = ["tools/compare_ap.py", "--baseline", "imagenet", "--output", str(output / "report")]
+    command = [
+        "tools/compare_ap.py",
+        "--baseline",
+        "imagenet",
+        "--baseline",
+        "imagenet_equal_views",
+        "--output",
+        str(output / "report"),
+    ]
     command += ["--ground-truth", str(world / "detection/annotations/instances_val.json")]
     command += ["--images", str(world / "detection/val"), "--title", "What hashtags added in the mini-world"]
     for arm, config in arms.items():

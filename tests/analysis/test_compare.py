@@ -46,7 +46,7 @@ def runs(tmp_path):
 
 def test_table_and_gains(runs):
     folders = {"imagenet": [runs / "imagenet"], "wsl": [runs / "wsl"]}
-    comparison = compare_runs(folders, runs / "gt.json", "imagenet", num_resamples=100)
+    comparison = compare_runs(folders, runs / "gt.json", ["imagenet"], num_resamples=100)
     row = comparison["gains"][0]
     assert (row["candidate"], row["baseline"]) == ("wsl", "imagenet")
     means = {name: run["bbox"]["AP"]["mean"] for name, run in comparison["runs"].items()}
@@ -62,16 +62,16 @@ def test_runs_of_other_schedules_are_refused_with_the_difference(runs):
     write_run(runs / "long", contents, 3, 2.0, MAX_ITER=900)
     folders = {"imagenet": [runs / "imagenet"], "wsl": [runs / "long"]}
     with pytest.raises(RunError, match=r"SOLVER.MAX_ITER: 300 in imagenet \(.*\), 900 in wsl"):
-        compare_runs(folders, runs / "gt.json", "imagenet", 10)
-    compare_runs(folders, runs / "gt.json", "imagenet", 10, force=True)
+        compare_runs(folders, runs / "gt.json", ["imagenet"], 10)
+    compare_runs(folders, runs / "gt.json", ["imagenet"], 10, force=True)
 
 
 def test_a_missing_file_and_an_unknown_baseline_are_named(runs):
     (runs / "wsl" / "inference" / "coco_instances_results.json").unlink()
     with pytest.raises(RunError, match="coco_instances_results.json does not exist; finish the run with"):
-        compare_runs({"wsl": [runs / "wsl"]}, runs / "gt.json", "wsl", 10)
+        compare_runs({"wsl": [runs / "wsl"]}, runs / "gt.json", ["wsl"], 10)
     with pytest.raises(RunError, match="the baseline 'x' is none of the runs wsl"):
-        compare_runs({"wsl": [runs / "wsl"]}, runs / "gt.json", "x", 10)
+        compare_runs({"wsl": [runs / "wsl"]}, runs / "gt.json", ["x"], 10)
 
 
 def test_metrics_of_a_resumed_run_count_the_last_record(tmp_path):

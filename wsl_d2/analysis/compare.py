@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from wsl_d2.analysis.records import Run, RunError, check_comparable, read_run, v
 def compare_runs(
     folders: dict[str, list[Path]],
     ground_truth: str | Path,
-    baseline: str,
+    baselines: Sequence[str],
     num_resamples: int = 1000,
     seed: int = 0,
     force: bool = False,
@@ -23,7 +24,7 @@ def compare_runs(
     Args:
         folders: initialisation -> its run folders, one per training seed.
         ground_truth: COCO annotations of the images all runs were evaluated on.
-        baseline: the initialisation that gains are counted from.
+        baselines: the initialisations that gains of all others are counted from.
         num_resamples: resampled image sets.
         seed: of the bootstrap.
         force: compare runs of different schedules or data, too.
@@ -31,13 +32,14 @@ def compare_runs(
     Returns:
         A JSON-able dict: "runs" (initialisation -> learning rate, weights, "bbox"/"segm" -> metric -> mean, sd over
         seeds, values), "gains" (a row per pair: candidate, baseline, "bbox"/"segm" -> metric -> see
-        :func:`gain_between`), "num_images", "num_resamples", "seed", "baseline".
+        :func:`gain_between`), "num_images", "num_resamples", "seed", "baselines".
 
     Raises:
         RunError: an unknown baseline, a missing file, or runs that cannot be compared.
     """
-    if baseline not in folders:
-        raise RunError(f"the baseline {baseline!r} is none of the runs {', '.join(folders)}.")
+    for baseline in baselines:
+        if baseline not in folders:
+            raise RunError(f"the baseline {baseline!r} is none of the runs {', '.join(folders)}.")
     runs: dict[str, list[Run]] = {name: [read_run(folder) for folder in members] for name, members in folders.items()}
     if not force:
         check_comparable(runs)
@@ -63,7 +65,7 @@ def compare_runs(
                 sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
                 row[iou_type][metric] = {"mean": float(np.mean(values)), "sd": sd, "values": values}
         table[name] = row
-    pairs = [(name, baseline) for name in runs if name != baseline]
+    pairs = [(name, baseline) for baseline in baselines for name in runs if name not in baselines]
     gains: list[dict] = []
     for candidate, reference in pairs:
         gains.append(
@@ -75,7 +77,7 @@ def compare_runs(
         "num_images": len(coco.getImgIds()),
         "num_resamples": num_resamples,
         "seed": seed,
-        "baseline": baseline,
+        "baselines": list(baselines),
         "iterations": value_at(next(iter(runs.values()))[0].config, "SOLVER.MAX_ITER"),
         "images_per_batch": value_at(next(iter(runs.values()))[0].config, "SOLVER.IMS_PER_BATCH"),
         "runs": table,

@@ -33,7 +33,7 @@ h1{font-size:1.6rem;margin:.5rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem;borde
 th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}tr.baseline td{background:#f2f2f2}
 img,svg{max-width:100%;height:auto}figure{margin:1rem 0}figcaption{color:#444;font-size:.9rem}
-.pictures td,.pictures th{padding:.2rem;text-align:center;border:0}.pictures img{width:150px;image-rendering:auto}
+.pictures td,.pictures th{padding:.2rem;text-align:center;border:0}.pictures img{width:205px;max-width:none}
 code,pre{font-size:.85rem;white-space:pre-wrap;overflow-wrap:anywhere}
 """
 
@@ -67,7 +67,7 @@ def describe_gain(row: dict, iou_type: str, metric: str = "AP") -> str:
 
 
 def plot_gains(comparison: dict) -> str:
-    """Returns an SVG: the gain of each initialisation over the baseline with its 95% interval, box and mask."""
+    """Returns an SVG: the gain of each initialisation over each baseline with its 95% interval, box and mask."""
     rows = comparison["gains"]
     figure, axes = plt.subplots(1, 2, figsize=(9, 0.6 + 0.75 * max(1, len(rows))), sharey=True)
     names = list(comparison["runs"])
@@ -81,9 +81,9 @@ def plot_gains(comparison: dict) -> str:
                 face = color if metric == "AP" else "white"
                 axis.plot(gain["gain"], y + offset, marker, color=color, markerfacecolor=face, markersize=7)
         axis.axvline(0, color="#1a1a1a", linewidth=1)
-        axis.set_yticks(range(len(rows)), [row["candidate"] for row in reversed(rows)])
+        axis.set_yticks(range(len(rows)), [f"{r['candidate']} − {r['baseline']}" for r in reversed(rows)])
         axis.set_ylim(-0.6, len(rows) - 0.4)
-        axis.set_xlabel(f"{_NAMES[iou_type]} gain over {comparison['baseline']}, AP points")
+        axis.set_xlabel(f"{_NAMES[iou_type]} gain, AP points")
         axis.grid(axis="x", color="#ddd")
     axes[0].plot([], [], "o", color="#1a1a1a", label="AP")
     axes[0].plot([], [], "s", color="#1a1a1a", markerfacecolor="white", label="AP50")
@@ -109,7 +109,7 @@ def _outline(image: np.ndarray, mask: np.ndarray, color: str) -> None:
     image[mask] = (0.55 * image[mask] + 0.45 * rgb).astype(np.uint8)
 
 
-def draw_objects(path: Path, objects: list[dict], names: dict[int, str], enlarge: int = 3) -> bytes:
+def draw_objects(path: Path, objects: list[dict], names: dict[int, str], enlarge: float = 2.5) -> bytes:
     """Returns a PNG of an image with boxes, masks and class names.
 
     Args:
@@ -135,8 +135,8 @@ def draw_objects(path: Path, objects: list[dict], names: dict[int, str], enlarge
         color = palette[order.index(item["category_id"]) % len(palette)]
         x, y, w, h = item["bbox"]
         axis.add_patch(plt.Rectangle((x, y), w, h, fill=False, edgecolor=color, linewidth=1.5))
-        label = names[item["category_id"]] + (f" {item['score']:.2f}" if "score" in item else "")
-        axis.text(x, max(y, 4), label, fontsize=8, color="white", va="bottom", parse_math=False,
+        label = names[item["category_id"]] + (f" {100 * item['score']:.0f}%" if "score" in item else "")
+        axis.text(x, max(y, 4), label, fontsize=9, color="white", va="bottom", parse_math=False,
                   bbox={"facecolor": color, "edgecolor": "none", "pad": 1})  # fmt: skip
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -215,11 +215,11 @@ def write_report(
     )
     for name, run in comparison["runs"].items():
         cells = "".join(f"<td>{format_cell(run[t][m])}</td>" for t in _NAMES for m in _COLUMNS)
-        marked = ' class="baseline"' if name == comparison["baseline"] else ""
+        marked = ' class="baseline"' if name in comparison["baselines"] else ""
         body.append(f"<tr{marked}><td>{text(name)}</td>{cells}</tr>")
-    body.append("</table></div><p>AP in points, 0 to 100. The baseline is shaded.</p>")
+    body.append("</table></div><p>AP in points, 0 to 100. Baselines are shaded.</p>")
     if comparison["gains"]:
-        body.append(f"<h2>Gains over {text(comparison['baseline'])}</h2><figure>{plot_gains(comparison)}</figure>")
+        body.append(f"<h2>Gains</h2><figure>{plot_gains(comparison)}</figure>")
     detection = {
         name: metrics["total_loss"]
         for name, run in comparison["runs"].items()
