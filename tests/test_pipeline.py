@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +25,33 @@ def demo(output: Path) -> subprocess.CompletedProcess:
     return result
 
 
+def interrupt_demo(output: Path, during: str) -> str:
+    """Presses Ctrl-C as soon as a stage has started; returns what was printed."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "tools/demo.py", "--tiny", "--output", str(output)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if f"] {during}: tools" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    printed += process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    return printed
+
+
 def test_demo_from_rendering_to_the_page(tmp_path):
+    assert "stopped; the same command goes on from here" in interrupt_demo(tmp_path, during="pretrain_wsl")
     first = demo(tmp_path)
+    assert "world: done before" in first.stdout
     run = tmp_path / "seed0"
-    stages = ["world", "pretrain_wsl", "pretrain_imagenet", "detection_scratch", "detection_wsl", "report"]
+    stages = ["pretrain_wsl", "pretrain_imagenet", "detection_scratch", "detection_wsl", "report"]
     for stage in stages:
         assert re.search(rf"\] {stage}: done in \d+:\d\d", first.stdout), stage
     assert re.search(r"about \d+:\d\d left", first.stdout)

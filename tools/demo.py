@@ -118,24 +118,26 @@ def detection_run(output: Path, arm: str, lr: float | None) -> Path:
     return output / (f"detection_{arm}" if lr is None else f"detection_{arm}_lr{lr:g}")
 
 
-def report_stage(output: Path, world: Path, arms: dict, needs: list[str]) -> Stage:
-    """The comparison of all arms against the clean control."""
-    command = [
-        "tools/compare_ap.py",
-        "--baseline",
-        "imagenet",
-        "--baseline",
-        "imagenet_equal_views",
-        "--output",
-        str(output / "report"),
-    ]
+def report_stage(name: str, report: Path, seeds: list[Path], world: Path, arms: dict, needs: list[str]) -> Stage:
+    """The comparison of all arms against both clean controls, over the given seeds' folders."""
+    title = "What hashtags added in the mini-world"
+    command = ["tools/compare_ap.py", "--output", str(report), "--title", title]
+    command += ["--baseline", "imagenet", "--baseline", "imagenet_equal_views"]
     command += ["--ground-truth", str(world / "detection/annotations/instances_val.json")]
-    command += ["--images", str(world / "detection/val"), "--title", "What hashtags added in the mini-world"]
+    command += ["--images", str(world / "detection/val")]
     for arm, config in arms.items():
-        command += ["--run", f"{arm}={detection_run(output, arm, None)}"]
+        for folder in seeds:
+            command += ["--run", f"{arm}={detection_run(folder, arm, None)}"]
         if config is not None:
-            command += ["--curve", f"{arm}={output / f'pretrain_{arm}'}"]
-    return Stage("report", command, needs, lambda: False, expected_seconds=30, uses_all_cores=True)
+            command += ["--curve", f"{arm}={seeds[0] / f'pretrain_{arm}'}"]
+    return Stage(name, command, needs, lambda: False, expected_seconds=30, uses_all_cores=True)
+
+
+def other_finished_seeds(args, arms: dict) -> list[Path]:
+    """Folders of other seeds in the same output whose detectors are all evaluated."""
+    own = args.output / f"seed{args.seed}"
+    folders = sorted(args.output.glob("seed*"))
+    return [f for f in folders if f != own and all(has_ap(detection_run(f, arm, None)) for arm in arms)]
 
 
 def write_sweep(args, path: Path) -> None:
@@ -241,7 +243,11 @@ def plan(args) -> list[Stage]:
     detectors = [stage for _, stage in sorted(detection, key=lambda pair: pair[0])]
     stages += pretraining + detectors
     if not args.sweep_lr:
-        stages.append(report_stage(output, world, arms, [stage.name for stage in detectors]))
+        needs = [stage.name for stage in detectors]
+        stages.append(report_stage("report", output / "report", [output], world, arms, needs))
+        if others := other_finished_seeds(args, arms):
+            seeds = sorted([output, *others])
+            stages.append(report_stage("report_of_all_seeds", args.output / "report", seeds, world, arms, ["report"]))
     for stage in stages:
         stage.environment = {
             "DETECTRON2_DATASETS": str(args.output / "datasets"),
@@ -296,8 +302,8 @@ def run_stages(stages: list[Stage], cores: int, logs: Path) -> None:
                         [sys.executable, *stage.command],
                         cwd=ROOT,
                         env=os.environ | stage.environment,
-                        stdout=log if stage.name != "report" else None,
-                        stderr=subprocess.STDOUT if stage.name != "report" else None,
+                        stdout=log if not stage.name.startswith("report") else None,
+                        stderr=subprocess.STDOUT if not stage.name.startswith("report") else None,
                         start_new_session=True,
                     )
             time.sleep(0.5)
@@ -369,6 +375,8 @@ def main() -> None:
         write_sweep(args, args.output / "lr_sweep.json")
     else:
         print(f"\nThe page: {report}")
+        if (args.output / "report" / "report.html").is_file():
+            print(f"The page of all seeds: {args.output / 'report' / 'report.html'}")
 
 
 if __name__ == "__main__":

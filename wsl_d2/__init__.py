@@ -5,6 +5,8 @@ side effect. The parts that need no Detectron2 (``wsl_d2.hashtags``, ``wsl_d2.an
 this package, so the check below is the only place that has to say how to obtain Detectron2.
 """
 
+import warnings
+
 __version__ = "0.1.0"
 
 try:
@@ -16,7 +18,9 @@ except ImportError as error:
         "  pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2'"
     ) from error
 
-from wsl_d2 import modeling  # noqa: E402,F401  (registers backbones and the meta-architecture)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # newer torch's about torch.jit.script in detectron2's modules
+    from wsl_d2 import modeling  # noqa: F401  (registers backbones and the meta-architecture)
 from wsl_d2.config import add_wsl_config  # noqa: E402
 
 __all__ = ["__version__", "add_wsl_config"]

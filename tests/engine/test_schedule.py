@@ -49,6 +49,10 @@ def test_halvings_are_evenly_spaced_and_reach_the_optimiser():
     "solver, message",
     [
         ({"TOTAL_IMAGES": 10, "TOTAL_EPOCHS": 1.0}, "both say how long to train"),
+        (
+            {"CHECKPOINT_PERIOD": 30, "LOG_PERIOD": 20},
+            r"CHECKPOINT_PERIOD \(30\) must be a multiple of SOLVER.LOG_PERIOD",
+        ),
         ({"TOTAL_IMAGES": -1}, "SOLVER.TOTAL_IMAGES must not be negative, got -1"),
         ({"TOTAL_IMAGES": 100, "IMS_PER_BATCH": 10, "WARMUP_IMAGES": 100}, "must be less than the images of the whole"),
         ({"TOTAL_IMAGES": 30, "IMS_PER_BATCH": 10, "NUM_LR_HALVINGS": 5}, "is 5, too many for 3 iterations"),

@@ -178,3 +178,22 @@ def test_an_unknown_key_on_the_command_line_is_one_clear_error(datasets, tmp_pat
     result = train(datasets, tmp_path, check=False, SOLVER__LR_PER_256=1)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "error: command line: unknown config key SOLVER.LR_PER_256. Did you mean" in result.stderr
+
+
+def test_mixed_precision_and_micro_batches_train_on_the_cpu(datasets, tmp_path):
+    train(datasets, tmp_path, SOLVER__AMP__ENABLED=True, SOLVER__IMS_PER_MICRO_BATCH=3, SOLVER__TOTAL_IMAGES=80)
+    assert len(losses(tmp_path)) == 10 and all(0 < loss < 10 for loss in losses(tmp_path).values())
+
+
+def test_eval_only_gives_the_results_of_the_run(whole_run, datasets, tmp_path):
+    expected = merged_records(whole_run)
+    weights_of_run = str(whole_run / "model_final.pth")
+    result = train(datasets, tmp_path, flags=["--eval-only"], MODEL__WEIGHTS=weights_of_run)
+    found = re.search(r"copypaste: ([\d.]+),([\d.]+),20", result.stdout + result.stderr)
+    assert [float(value) for value in found.groups()] == pytest.approx(
+        [expected["hashtag/top1"], expected["hashtag/top5"]], abs=1e-3
+    )
+    backbone = str(whole_run / "backbone.pth")
+    result = train(datasets, tmp_path, check=False, flags=["--eval-only"], MODEL__WEIGHTS=backbone)
+    assert result.returncode == 1 and "the classifier's head does not fit" in result.stderr
+    assert "head.weight" in result.stderr

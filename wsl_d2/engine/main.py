@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from wsl_d2.checkpoint import IncompleteLoadError, PixelStatisticsError
 from wsl_d2.config import add_wsl_config
+from wsl_d2.data import ShardError
 from wsl_d2.data.build import build_sampler, get_hashtag_dataset, training_dataset
 from wsl_d2.data.catalog import register_datasets
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
 from wsl_d2.engine.schedule import ConfigError, resolve_schedule
-from wsl_d2.engine.trainer import DetectionTrainer, WSLTrainer, load_detector_weights
+from wsl_d2.engine.trainer import DamagedImagesError, DetectionTrainer, WSLTrainer
+from wsl_d2.hashtags import VocabularyError
+
+# What a user can mend; shown as one line instead of a traceback.
+USER_ERRORS = (
+    ConfigError,
+    DamagedImagesError,
+    FileNotFoundError,
+    IncompleteLoadError,
+    PixelStatisticsError,
+    ShardError,
+    VocabularyError,
+)
 
 
 def load_config(config_file: str, opts: list[str]) -> CfgNode:
@@ -121,10 +136,8 @@ def main(args) -> dict:
         checkpointer = AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         if args.resume and checkpointer.has_checkpoint():
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=True)
-        elif is_pretraining(cfg):
-            checkpointer.load(cfg.MODEL.WEIGHTS)
         else:
-            load_detector_weights(cfg, model, checkpointer)
+            trainer_class.load_weights(cfg, model, checkpointer, whole=True)
         results = trainer_class.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
@@ -153,3 +166,11 @@ def run(args) -> None:
             dist_url=args.dist_url,
             args=(args,),
         )
+
+
+def run_command_line() -> None:
+    """``tools/train_net.py``: parses Detectron2's arguments and runs; a user's mistake ends in one clear line."""
+    try:
+        run(default_argument_parser().parse_args())
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")

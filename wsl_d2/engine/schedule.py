@@ -31,6 +31,11 @@ def resolve_schedule(cfg, images_per_epoch: int) -> None:
             f"SOLVER.TOTAL_IMAGES ({solver.TOTAL_IMAGES}) and SOLVER.TOTAL_EPOCHS ({solver.TOTAL_EPOCHS}) both say how "
             "long to train; set one of them to 0."
         )
+    if solver.CHECKPOINT_PERIOD % solver.LOG_PERIOD:
+        raise ConfigError(
+            f"SOLVER.CHECKPOINT_PERIOD ({solver.CHECKPOINT_PERIOD}) must be a multiple of SOLVER.LOG_PERIOD "
+            f"({solver.LOG_PERIOD}), so that a resumed run records the same numbers."
+        )
     total_images = solver.TOTAL_IMAGES or round(solver.TOTAL_EPOCHS * images_per_epoch)
     if total_images > 0:
         solver.MAX_ITER = math.ceil(total_images / solver.IMS_PER_BATCH)

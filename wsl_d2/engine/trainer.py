@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 import weakref
@@ -51,7 +52,7 @@ def _data_parallel(model: torch.nn.Module) -> torch.nn.Module:
 class ResumableTrainer(DefaultTrainer):
     """DefaultTrainer whose data stream continues on resume and whose checkpoints are written atomically.
 
-    Subclasses give ``build_train_loop`` and ``build_train_loader(cfg, start_iteration)``.
+    Subclasses give ``build_train_loop``, ``build_train_loader(cfg, start_iteration)`` and ``load_weights``.
     """
 
     def __init__(self, cfg):
@@ -88,6 +89,18 @@ class ResumableTrainer(DefaultTrainer):
             result.append(hooks.PeriodicWriter(self.build_writers(), period=cfg.SOLVER.LOG_PERIOD))
         return result
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Resumes the run in OUTPUT_DIR where there is one to resume, else loads MODEL.WEIGHTS.
+
+        Raises:
+            IncompleteLoadError: a tensor is missing, left over or of another shape.
+            PixelStatisticsError: the weights' pixel statistics contradict INPUT.FORMAT, MODEL.PIXEL_MEAN or PIXEL_STD.
+        """
+        if resume and self.checkpointer.has_checkpoint():
+            super().resume_or_load(resume=True)
+        else:
+            self.load_weights(self.cfg, self._trainer.model, self.checkpointer)
+
     def build_statistics_hooks(self) -> list:
         """Hooks that change the model's buffers and must run before checkpointing."""
         return []
@@ -103,7 +116,8 @@ class PretrainLoop(SimpleTrainer):
     """One optimisation step: micro-batches, autocast, gradient scaling, and metrics kept on the device.
 
     Metrics reach the host every ``log_period`` iterations; the recorded loss is the mean of those iterations over all
-    processes, without smoothing, so that a resumed run records the same numbers.
+    processes, without smoothing, so that a resumed run records the same numbers. Checkpoints fall on records (setup
+    checks that), so nothing of an unfinished window needs saving.
 
     Args:
         model: gives {"loss_hashtag": loss}.
@@ -139,9 +153,9 @@ class PretrainLoop(SimpleTrainer):
         self.batch_size = batch_size
         self.max_damaged_fraction = max_damaged_fraction
         self.identity = identity or {}
-        # [sum of losses, iterations] since the last record, and images skipped in the whole run, on this process
-        self._window = torch.zeros(2, dtype=torch.float64, device=next(model.parameters()).device)
-        self._num_skipped = 0
+        # [sum of losses, iterations, images skipped] of this process since the last record
+        self._window = torch.zeros(3, dtype=torch.float64, device=next(model.parameters()).device)
+        self._num_skipped = 0  # of all processes up to the last record
         self._window_start: float | None = None
         self._data_time = 0.0
 
@@ -152,7 +166,7 @@ class PretrainLoop(SimpleTrainer):
         batch = next(self._data_loader_iter)
         self._data_time += time.perf_counter() - start
         for key, reason in batch["skipped"]:
-            self._num_skipped += 1
+            self._window[2] += 1
             logging.getLogger(__name__).warning(f"skipped image {key!r} ({reason}) at iteration {self.iter}")
 
         self.optimizer.zero_grad(set_to_none=True)
@@ -177,26 +191,27 @@ class PretrainLoop(SimpleTrainer):
 
     def _record(self) -> None:
         """Averages the window over processes, stops on bad numbers on all of them, and writes to the storage."""
-        totals = torch.cat([self._window, self._window.new_tensor([self._num_skipped])])
+        iterations = int(self._window[1])
+        totals = self._window.clone()
         if comm.get_world_size() > 1:
             dist.all_reduce(totals)
-        loss_sum, iterations, skipped = totals.tolist()
-        loss = loss_sum / iterations
-        elapsed = time.perf_counter() - (self._window_start or 0.0)
+        loss_sum, num_losses, skipped = totals.tolist()
+        loss = loss_sum / num_losses
+        self._num_skipped += int(skipped)
         images_seen = (self.iter + 1) * self.batch_size
-        window_iterations = float(self._window[1])
+        seconds = time.perf_counter() - (self._window_start or 0.0)
+        data_time, self._data_time = self._data_time / iterations, 0.0
         self._window.zero_()
         self._window_start = None
-        data_time, self._data_time = self._data_time / window_iterations, 0.0
-        if not torch.isfinite(torch.tensor(loss)):
+        if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the loss became {loss} between iterations {self.iter + 1 - int(window_iterations)} and {self.iter}; "
+                f"the loss became {loss} between iterations {self.iter + 1 - iterations} and {self.iter}; "
                 "lower SOLVER.LR_PER_256_IMAGES or lengthen SOLVER.WARMUP_IMAGES, and resume from the last checkpoint."
             )
         allowed = max(_ALWAYS_ALLOWED_DAMAGED_IMAGES, self.max_damaged_fraction * images_seen)
-        if skipped > allowed:
+        if self._num_skipped > allowed:
             raise DamagedImagesError(
-                f"{int(skipped)} of {images_seen} images could not be decoded, more than "
+                f"{self._num_skipped} of {images_seen} images could not be decoded, more than "
                 f"DATALOADER.MAX_DAMAGED_FRACTION = {self.max_damaged_fraction} allows; the log lists their keys. "
                 "Verify the shards, or raise the limit."
             )
@@ -206,15 +221,14 @@ class PretrainLoop(SimpleTrainer):
             total_loss=loss,
             loss_hashtag=loss,
             images_seen=images_seen,
-            images_per_second=window_iterations * self.batch_size / max(elapsed, 1e-9),
-            skipped_images=skipped,
+            images_per_second=iterations * self.batch_size / max(seconds, 1e-9),
+            skipped_images=self._num_skipped,
         )
         storage.put_scalar("data_time", data_time)
 
     def state_dict(self) -> dict:
         return super().state_dict() | {
             "grad_scaler": self.grad_scaler.state_dict(),
-            "window": self._window.tolist(),
             "num_skipped": self._num_skipped,
             "identity": self.identity,
         }
@@ -233,8 +247,7 @@ class PretrainLoop(SimpleTrainer):
             )
         super().load_state_dict(state_dict)
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-        self._window.copy_(torch.tensor(state_dict["window"], dtype=torch.float64))
-        self._num_skipped = state_dict["num_skipped"] if comm.is_main_process() else 0
+        self._num_skipped = state_dict["num_skipped"]
 
 
 class WSLTrainer(ResumableTrainer):
@@ -288,6 +301,33 @@ class WSLTrainer(ResumableTrainer):
     def build_evaluator(cls, cfg, dataset_name):
         return HashtagEvaluator()
 
+    @classmethod
+    def load_weights(cls, cfg, model: torch.nn.Module, checkpointer, whole: bool = False) -> None:
+        """Loads a backbone strictly to go on from; with ``whole`` the head, too, as evaluation needs it.
+
+        Raises:
+            IncompleteLoadError: the file does not fill the backbone, or with ``whole`` the head.
+        """
+        if not cfg.MODEL.WEIGHTS:
+            return
+        path = checkpointer.path_manager.get_local_path(cfg.MODEL.WEIGHTS)
+        load_backbone(model, path)
+        check_pixel_statistics(cfg, path)
+        if whole:
+            head = model.head.state_dict()
+            source = read_checkpoint(path)["model"]
+            missing = [f"head.{name}" for name in head if f"head.{name}" not in source]
+            mismatched = {
+                f"head.{name}": (str(tuple(source[f"head.{name}"].shape)), str(tuple(tensor.shape)))
+                for name, tensor in head.items()
+                if f"head.{name}" in source and source[f"head.{name}"].shape != tensor.shape
+            }
+            if missing or mismatched:
+                raise IncompleteLoadError(
+                    path, "the classifier's head does not fit", missing=missing, mismatched=mismatched
+                )
+            model.head.load_state_dict({name: source[f"head.{name}"] for name in head})
+
     def train(self):
         sampler = build_sampler(self.cfg, training_dataset(self.cfg))
         solver = self.cfg.SOLVER
@@ -318,32 +358,20 @@ class DetectionTrainer(ResumableTrainer):
             raise ConfigError(f"dataset {dataset_name!r} has evaluator type {evaluator_type!r}; only 'coco' is known.")
         return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
 
-    def resume_or_load(self, resume: bool = True) -> None:
-        """Resumes a run, or loads MODEL.WEIGHTS: a whole detector through Detectron2, a backbone strictly.
-
-        Raises:
-            IncompleteLoadError: a backbone tensor is missing, left over or of another shape.
-            ValueError: the weights' pixel statistics contradict INPUT.FORMAT, MODEL.PIXEL_MEAN or MODEL.PIXEL_STD.
-        """
-        if resume and self.checkpointer.has_checkpoint():
-            super().resume_or_load(resume=True)
+    @classmethod
+    def load_weights(cls, cfg, model: torch.nn.Module, checkpointer, whole: bool = False) -> None:
+        """A whole detector goes through Detectron2's checkpointer, a backbone file is loaded strictly."""
+        weights = cfg.MODEL.WEIGHTS
+        if not weights or weights.endswith(".pkl"):  # Caffe2 and model-zoo pickles have Detectron2's own conversion
+            checkpointer.load(weights)
+            return
+        path = checkpointer.path_manager.get_local_path(weights)
+        try:
+            is_detector = holds_detector(read_checkpoint(path)["model"])
+        except IncompleteLoadError:
+            is_detector = False  # load_backbone raises the same error with the tensors it misses
+        if is_detector:
+            checkpointer.load(weights)
         else:
-            load_detector_weights(self.cfg, self._trainer.model, self.checkpointer)
-
-
-def load_detector_weights(cfg, model: torch.nn.Module, checkpointer) -> None:
-    """Loads MODEL.WEIGHTS into a detector: "" nothing, a backbone file strictly, anything else by Detectron2."""
-    weights = cfg.MODEL.WEIGHTS
-    if not weights or weights.endswith(".pkl"):  # Caffe2 and model-zoo pickles have Detectron2's own conversion
-        checkpointer.load(weights)
-        return
-    path = checkpointer.path_manager.get_local_path(weights)
-    try:
-        is_detector = holds_detector(read_checkpoint(path)["model"])
-    except IncompleteLoadError:
-        is_detector = False  # load_backbone raises the same error with the tensors it misses
-    if is_detector:
-        checkpointer.load(weights)
-    else:
-        load_backbone(model, path)
-        check_pixel_statistics(cfg, path)
+            load_backbone(model, path)
+            check_pixel_statistics(cfg, path)
