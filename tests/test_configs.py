@@ -7,7 +7,7 @@ import yaml
 from detectron2.modeling import build_model
 
 from wsl_d2.engine.main import is_pretraining, load_config
-from wsl_d2.engine.schedule import resolve_schedule
+from wsl_d2.engine.schedule import check_periods, resolve_schedule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LEAVES = sorted(path for path in CONFIGS.glob("*/*.yaml"))
@@ -38,6 +38,7 @@ def differences(a: Path, b: Path) -> set[str]:
 def test_every_leaf_loads_is_short_and_has_a_schedule(path):
     cfg = load_config(str(path), [])
     if is_pretraining(cfg):
+        check_periods(cfg)
         resolve_schedule(cfg, images_per_epoch=1_000_000_000)
     assert cfg.SOLVER.MAX_ITER > 0 and cfg.SOLVER.BASE_LR > 0
     assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 is False and cfg.INPUT.FORMAT == "RGB"

@@ -84,3 +84,12 @@ def test_another_world_in_the_same_folder_is_refused(tmp_path):
     )
     assert result.returncode == 1
     assert "holds a demo with {'world_seed': 3" in result.stderr and "choose another --output" in result.stderr
+
+
+def test_the_whole_demo_can_be_planned(tmp_path):
+    """The stages of full size are never run here, so at least their configs and overrides are read."""
+    plan = [sys.executable, "tools/demo.py", "--plan", "--size", "full", "--output", str(tmp_path / "demo")]
+    printed = subprocess.run(plan, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for line in ("world", "pretrain_wsl", "pretrain_wsl_2000_images", "detection_scratch", "report"):
+        assert re.search(rf"^{line}: tools/|^{line}: datasets/", printed, re.MULTILINE), printed
+    assert not (tmp_path / "demo").exists()

@@ -366,8 +366,13 @@ def main() -> None:
         help="instead of the comparison, train every detector at each of these SOLVER.BASE_LR and write lr_sweep.json",
     )
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="stages run at once, one thread each")
+    parser.add_argument("--plan", action="store_true", help="print the stages and their commands, run nothing")
     args = parser.parse_args()
     args.output = args.output.resolve()
+    if args.plan:
+        for stage in plan(args):
+            print(f"{stage.name}: {shlex.join(stage.command)}")
+        return
     check_settings(args)
     report = args.output / f"seed{args.seed}" / "report" / "report.html"
     run_stages(plan(args), args.cores, args.output / f"seed{args.seed}" / "logs")

@@ -20,7 +20,7 @@ from wsl_d2.data import ShardError
 from wsl_d2.data.build import build_sampler, get_hashtag_dataset, training_dataset
 from wsl_d2.data.catalog import register_datasets
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
-from wsl_d2.engine.schedule import ConfigError, resolve_schedule
+from wsl_d2.engine.schedule import ConfigError, check_periods, resolve_schedule
 from wsl_d2.engine.trainer import DamagedImagesError, DetectionTrainer, WSLTrainer
 from wsl_d2.hashtags import VocabularyError
 
@@ -107,6 +107,7 @@ def setup(args) -> CfgNode:
                 f"({dataset.folder}) has {dataset.num_labels} labels; set it to 0 to follow the vocabulary."
             )
         cfg.MODEL.HASHTAG_CLASSIFIER.NUM_CLASSES = dataset.num_labels
+        check_periods(cfg)
         resolve_schedule(cfg, build_sampler(cfg, dataset).epoch_length)
         _check_same_vocabulary(cfg, dataset)
     cfg.freeze()

@@ -31,11 +31,6 @@ def resolve_schedule(cfg, images_per_epoch: int) -> None:
             f"SOLVER.TOTAL_IMAGES ({solver.TOTAL_IMAGES}) and SOLVER.TOTAL_EPOCHS ({solver.TOTAL_EPOCHS}) both say how "
             "long to train; set one of them to 0."
         )
-    if solver.CHECKPOINT_PERIOD % solver.LOG_PERIOD:
-        raise ConfigError(
-            f"SOLVER.CHECKPOINT_PERIOD ({solver.CHECKPOINT_PERIOD}) must be a multiple of SOLVER.LOG_PERIOD "
-            f"({solver.LOG_PERIOD}), so that a resumed run records the same numbers."
-        )
     total_images = solver.TOTAL_IMAGES or round(solver.TOTAL_EPOCHS * images_per_epoch)
     if total_images > 0:
         solver.MAX_ITER = math.ceil(total_images / solver.IMS_PER_BATCH)
@@ -65,3 +60,17 @@ def halving_steps(max_iter: int, num_halvings: int) -> tuple[int, ...]:
     if len(set(steps)) < num_halvings or steps[0] <= 0 or steps[-1] >= max_iter:
         raise ConfigError(f"SOLVER.NUM_LR_HALVINGS is {num_halvings}, too many for {max_iter} iterations.")
     return steps
+
+
+def check_periods(cfg) -> None:
+    """Requires checkpoints to fall on records, so that nothing of an unfinished record is lost on resume.
+
+    Raises:
+        ConfigError: SOLVER.CHECKPOINT_PERIOD is not a multiple of SOLVER.LOG_PERIOD.
+    """
+    checkpoint, log = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.LOG_PERIOD
+    if log < 1 or checkpoint % log:
+        raise ConfigError(
+            f"SOLVER.CHECKPOINT_PERIOD ({checkpoint}) must be a multiple of SOLVER.LOG_PERIOD ({log}), so that a "
+            "resumed run records the same numbers."
+        )
