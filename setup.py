@@ -40,7 +40,8 @@ setup(
     ],
     extras_require={
         "demo": ["resvg-py>=0.5"],
-        "test": ["hypothesis", "pytest>=8", "pytest-timeout", "webdataset>=1.0"],
+        "timm": ["timm>=1.0"],
+        "test": ["hypothesis", "pytest>=8", "pytest-timeout", "timm>=1.0", "webdataset>=1.0"],
         "lint": ["mypy>=1.10", "ruff>=0.6"],
     },
 )

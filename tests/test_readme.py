@@ -1,14 +1,23 @@
 """What the README names exists, and its Python runs."""
 
+import hashlib
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("document", ["README.md", "datasets/README.md", "tools/requirements/README.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "configs/README.md", "datasets/README.md", "tools/requirements/README.md"]
+)
 def test_every_path_named_exists(document):
     text = (ROOT / document).read_text()
     named = set(
@@ -33,3 +42,31 @@ def test_the_shard_example_runs_as_pasted(tmp_path, monkeypatch):
     exec("\n".join(line[3:] for line in code.splitlines()), {})
     dataset = HashtagDataset("datasets/mine/train")
     assert len(dataset) == 1 and dataset.num_labels > 900
+
+
+def test_the_table_of_backbones_is_the_tools():
+    subprocess.run([sys.executable, "tools/model_zoo.py", "--check"], cwd=ROOT, check=True)
+
+
+def test_wsl_weights_in_a_detector_as_pasted(tmp_path):
+    """With the file from a mirror; its weights are random, its name and shapes those of the public one."""
+    section = (ROOT / "README.md").read_text().split("## Use the WSL weights")[1]
+    code = re.search(r"```python\n(.*?)```", section, re.S).group(1)
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    with torch.device("meta"):
+        network = torchvision.models.resnext101_32x8d()
+    path = mirror / "ig_resnext101_32x8-c38310e5.pth"
+    torch.save(network.to_empty(device="cpu").state_dict(), path)
+    (mirror / "SHA256SUMS").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+    environment = os.environ | {"WSL_D2_WEIGHTS_MIRROR": str(mirror), "FVCORE_CACHE": str(tmp_path / "cache")}
+    try:
+        for script in (code, code.replace("wsl://resnext101_32x8d", str(path))):
+            (tmp_path / "detector.py").write_text(script)
+            result = subprocess.run(
+                [sys.executable, "detector.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+            )
+            assert result.stdout == "520 tensors loaded\n", result.stderr
+    finally:
+        shutil.rmtree(mirror)
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from wsl_d2.analysis import RunError, compare_runs
+from wsl_d2.analysis.records import without_nan
 from wsl_d2.analysis.report import describe_gain, format_cell, write_report
 
 
@@ -51,7 +52,7 @@ def main() -> None:
             folders, args.ground_truth, args.baseline, args.num_resamples, args.seed, force=args.force
         )
         args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "ap_gain.json").write_text(json.dumps(comparison, indent=1))
+        (args.output / "ap_gain.json").write_text(json.dumps(without_nan(comparison), indent=1, allow_nan=False))
         write_report(
             comparison,
             args.output / "report.html",

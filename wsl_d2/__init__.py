@@ -1,8 +1,9 @@
 """wsl_d2: weakly supervised pretraining of ResNeXt backbones on hashtagged images, for Detectron2.
 
-Importing the package registers its backbones and the ``HashtagClassifier`` with Detectron2; that is its one
-side effect. The parts that need no Detectron2 (``wsl_d2.hashtags``, ``wsl_d2.analysis``) still import through
-this package, so the check below is the only place that has to say how to obtain Detectron2.
+Importing the package registers its backbones, the ``HashtagClassifier`` and the prefixes of public weights with
+Detectron2; that is its one side effect. The parts that need no Detectron2 (``wsl_d2.hashtags``,
+``wsl_d2.analysis``) still import through this package, so the check below is the only place that has to say how to
+obtain Detectron2.
 """
 
 import warnings
@@ -21,6 +22,7 @@ except ImportError as error:
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # newer torch's about torch.jit.script in detectron2's modules
     from wsl_d2 import modeling  # noqa: F401  (registers backbones and the meta-architecture)
+    from wsl_d2.checkpoint import catalog  # noqa: F401  (registers wsl://, torchvision:// and timm:// paths)
 from wsl_d2.config import add_wsl_config  # noqa: E402
 
 __all__ = ["__version__", "add_wsl_config"]

@@ -2,6 +2,7 @@ import logging
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -18,6 +19,7 @@ from wsl_d2.checkpoint import (
     load_backbone,
     read_checkpoint,
     read_provenance,
+    write_weights,
 )
 from wsl_d2.modeling import HashtagClassifier, make_resnext, make_resnext_stages
 
@@ -281,8 +283,8 @@ def test_export_needs_pixel_statistics_and_a_known_suffix(tmp_path):
     with pytest.raises(ValueError, match="does not know its input_format, pixel_mean, pixel_std; pass them"):
         export_backbone(make_resnext(SMALL), tmp_path / "b.pth")
     export_backbone(make_resnext(SMALL), tmp_path / "b.pth", **RGB_STATISTICS)
-    with pytest.raises(ValueError, match="a .pth or .safetensors file, got .*b.pkl"):
-        export_backbone(make_resnext(SMALL), tmp_path / "b.pkl", **RGB_STATISTICS)
+    with pytest.raises(ValueError, match="a .pth, .pkl or .safetensors file, got .*b.npz"):
+        export_backbone(make_resnext(SMALL), tmp_path / "b.npz", **RGB_STATISTICS)
 
 
 def test_failed_export_leaves_the_previous_file(backbone_file, monkeypatch):
@@ -408,17 +410,85 @@ def test_bad_safetensors(tmp_path):
     assert "not a .safetensors file" in str(load_fails(path))
 
 
-def test_pickles_are_refused_and_never_run(tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "boom"),)
+class Bomb:
+    """Makes a folder when it is unpickled."""
 
-    for name in ("w.pkl", "w.pth"):
-        path = tmp_path / name
-        path.write_bytes(pickle.dumps(Bomb()))
-        load_fails(path)
-    assert "can run any code" in str(load_fails(tmp_path / "w.pkl"))
+    def __init__(self, path, function=os.mkdir):
+        self.path, self.function = str(path), function
+
+    def __reduce__(self):
+        return self.function, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["w.pkl", "w.pth", "w.pyth", "w.pt", "w.ckpt"])
+@pytest.mark.parametrize("function", [os.mkdir, os.system, eval, torch.load, np.load])
+def test_pickles_with_a_payload_are_refused_and_never_run(tmp_path, name, function):
+    canary = tmp_path / "boom"
+    argument = {os.mkdir: canary, os.system: f"touch {canary}", eval: f"open({str(canary)!r}, 'w')"}.get(
+        function, canary
+    )
+    path = tmp_path / name
+    for payload in (Bomb(argument, function), {"model": {"stem.conv1.weight": Bomb(argument, function)}}):
+        for protocol in (0, 2, 4):
+            path.write_bytes(pickle.dumps(payload, protocol=protocol))
+            error = load_fails(path)
+            if name.endswith(".pkl"):
+                assert f".{function.__name__}, which is no numpy array; it was not executed" in error.reason
+    torch.save({"model": {"stem.conv1.weight": Bomb(argument, function)}}, path)  # a zip archive
+    load_fails(path)
+    assert not canary.exists()
+
+
+def test_payloads_inside_numpy_arrays_are_refused(tmp_path):
+    path = tmp_path / "w.pkl"
+    for array in (
+        np.array([Bomb(tmp_path / "boom")], dtype=object),
+        np.array([(1, None)], dtype=[("a", int), ("b", "O")]),
+    ):
+        path.write_bytes(pickle.dumps({"model": {"stem.conv1.weight": array}}))
+        assert "no" in load_fails(path).reason
+    path.write_bytes(pickle.dumps({"model": {"stem.conv1.weight": np.array(["text"])}}))
+    assert "'stem.conv1.weight' is no tensor" in load_fails(path).reason
     assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize("to", ["d2", "caffe2", "torchvision"])
+@pytest.mark.parametrize("suffix", ["pkl", "pth", "safetensors"])
+def test_every_scheme_in_every_kind_of_file(tmp_path, backbone_file, to, suffix):
+    source = read_checkpoint(backbone_file)["model"]
+    path = tmp_path / f"w.{suffix}"
+    write_weights(path, convert_state_dict(source, to), {"input_format": "RGB"}, to)
+    model = small_classifier()
+    assert load_backbone(model, path).file_format == to
+    loaded = model.backbone.state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in source.items())
+    assert read_checkpoint(path)["wsl_d2"] == {"input_format": "RGB"}
+
+
+def test_affine_layers_need_a_frozen_norm(tmp_path, backbone_file):
+    caffe2 = convert_state_dict(read_checkpoint(backbone_file)["model"], "caffe2")
+    affine = {name: tensor for name, tensor in caffe2.items() if not name.endswith(("_rm", "_riv"))}
+    path = tmp_path / "affine.pkl"
+    write_weights(path, affine, {}, "caffe2")
+    assert "set MODEL.RESNETS.NORM FrozenBN" in load_fails(path).reason
+    frozen = make_resnext(SMALL, norm="FrozenBN")
+    load_backbone(frozen, path)
+    assert torch.equal(frozen.res3[0].conv2.norm.weight, affine["res3_0_branch2b_bn_s"])
+
+
+def test_a_head_left_in_a_backbone_file_is_an_error(tmp_path, backbone_file):
+    checkpoint = torch.load(backbone_file, weights_only=True)
+    for head in ("head.weight", "linear.weight", "fc.weight", "stem.fc.weight"):
+        broken = checkpoint | {"model": checkpoint["model"] | {head: torch.zeros(3, 256)}}
+        torch.save(broken, tmp_path / "w.pth")
+        assert load_fails(tmp_path / "w.pth").unexpected == (head,)
+
+
+def test_a_head_of_another_scheme_is_an_error(tmp_path, backbone_file):
+    model = read_checkpoint(backbone_file)["model"]
+    for to, head in (("d2", "fc.bias"), ("torchvision", "head.bias"), ("caffe2", "fc.bias")):
+        torch.save(convert_state_dict(model, to) | {head: torch.zeros(3)}, tmp_path / "w.pth")
+        assert load_fails(tmp_path / "w.pth").unexpected == (head,)
 
 
 def test_no_such_file(tmp_path):

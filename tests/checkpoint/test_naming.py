@@ -1,9 +1,13 @@
 import pytest
 import torch
 import torchvision
+from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
+from detectron2.layers import FrozenBatchNorm2d
 
 from wsl_d2.checkpoint import convert_state_dict, detect_format, holds_detector
 from wsl_d2.modeling import HashtagClassifier, make_resnext
+
+PARTS = ("weight", "bias", "running_mean", "running_var")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,30 @@ def test_head_of_detectron2s_resnet_is_read():
     assert convert_state_dict({"stem.conv1.weight": 0, "linear.bias": 1}, "d2")["head.bias"] == 1
 
 
+def test_caffe2_names_are_those_that_detectron2_reads(torchvision_names):
+    caffe2 = convert_state_dict(torchvision_names, "caffe2")
+    assert detect_format(caffe2) == "caffe2"
+    d2 = {name: x for name, x in convert_state_dict(torchvision_names, "d2").items() if "num_batches" not in name}
+    as_read = [name.replace("linear.", "head.") for name in convert_basic_c2_names(list(caffe2))]
+    assert as_read == list(d2)
+    back = convert_state_dict(caffe2, "d2")
+    assert list(back) == list(d2) and all(back[name] is d2[name] for name in d2)
+
+
+def test_caffe2_affine_layers_get_the_statistics_that_change_nothing():
+    scale = torch.tensor([2.0, 3.0])
+    caffe2 = {"res2_0_branch2b_w": torch.zeros(2, 1, 3, 3), "res2_0_branch2b_bn_s": scale}
+    caffe2 |= {"res2_0_branch2b_bn_b": torch.ones(2), "conv1_b": torch.ones(2), "conv1_w_momentum": torch.ones(2)}
+    d2 = convert_state_dict(caffe2, "d2")
+    assert set(d2) == {f"res2.0.conv2.{n}" for n in ["weight"] + [f"norm.{p}" for p in PARTS]}
+    norm = FrozenBatchNorm2d(2)
+    norm.load_state_dict({part: d2[f"res2.0.conv2.norm.{part}"] for part in PARTS})
+    x = torch.randn(1, 2, 3, 3)
+    torch.testing.assert_close(norm(x), x * scale[:, None, None] + 1, rtol=1e-6, atol=1e-6)
+    with_statistics = caffe2 | {"res2_0_branch2b_bn_rm": torch.ones(2)}  # and no variance: nothing is made up
+    assert "res2.0.conv2.norm.running_var" not in convert_state_dict(with_statistics, "d2")
+
+
 def test_timm_only_names():
     deep_stem = {"conv1.0.weight": 0, "layer1.0.conv1.weight": 1}
     assert detect_format(deep_stem) == "timm"
@@ -77,7 +105,7 @@ def test_holds_detector():
 @pytest.mark.parametrize(
     ("names", "to", "message"),
     [
-        (["stem.conv1.weight"], "keras", "unknown naming scheme to='keras'; known: d2, torchvision, timm"),
+        (["stem.conv1.weight"], "keras", "unknown naming scheme to='keras'; known: d2, torchvision, timm, caffe2"),
         ([], "d2", "none of its 0 names is like 'res2.0.conv1.weight'"),
         (["features.0.weight"], "d2", "none of its 1 names, such as 'features.0.weight', is like"),
         (["stem.conv1.weight", "layer1.0.conv1.weight"], "d2", "names of two schemes"),

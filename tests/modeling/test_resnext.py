@@ -7,7 +7,7 @@ from torch import nn
 
 from wsl_d2 import add_wsl_config
 from wsl_d2.modeling import RESNEXT_ARCHITECTURES, HashtagClassifier, make_resnext, make_resnext_stages
-from wsl_d2.modeling.resnext import describe_resnext
+from wsl_d2.modeling.resnext import CheckpointedStage, describe_resnext
 
 # Parameters with a 1000-way head, in millions: torchvision's, timm's and the WSL-Images tables.
 PUBLISHED_MILLIONS = {
@@ -194,3 +194,50 @@ def test_wrong_stages_and_features():
         make_resnext_stages((2, 2), 8, 4)
     with pytest.raises(ValueError, match="got \\['p5'\\]"):
         make_resnext("resnext26_8x4d", out_features=["p5"])
+
+
+def test_checkpointed_stages_compute_the_same_with_less_memory():
+    """Outputs, gradients, batch-norm statistics and names are bit-equal over several steps."""
+
+    def train(checkpoint_stages, freeze_at):
+        torch.manual_seed(0)
+        model = make_resnext(
+            "resnext26_8x4d", checkpoint_stages=checkpoint_stages, freeze_at=freeze_at, zero_init_residual=False
+        ).train()
+        saved_bytes = 0
+
+        def pack(tensor):
+            nonlocal saved_bytes
+            saved_bytes += tensor.numel() * tensor.element_size()
+            return tensor
+
+        for step in range(3):
+            x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(step))
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                output = model(x)["res5"]
+            model.zero_grad()
+            output.square().mean().backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        parameter -= 0.1 * parameter.grad
+        return output, model.state_dict(), saved_bytes
+
+    for freeze_at in (0, 2):
+        plain, plain_state, plain_bytes = train((), freeze_at)
+        output, state, saved_bytes = train(("res2", "res3", "res4", "res5"), freeze_at)
+        assert torch.equal(plain, output)
+        assert list(state) == list(plain_state)
+        assert all(torch.equal(state[name], plain_state[name]) for name in state)
+        assert int(state["res5.0.conv1.norm.num_batches_tracked"]) == 3
+        assert saved_bytes < plain_bytes / 2
+
+
+def test_checkpointed_stages_come_from_the_config():
+    cfg = small_cfg()
+    cfg.MODEL.RESNEXT.CHECKPOINT_STAGES = ("res3",)
+    model = build_backbone(cfg)
+    assert [type(getattr(model, name)) for name in ("res2", "res3")] == [nn.Sequential, CheckpointedStage]
+    cfg.MODEL.RESNEXT.CHECKPOINT_STAGES = ("layer3",)
+    with pytest.raises(ValueError, match=r"CHECKPOINT_STAGES has \['layer3'\]; stages are res2, res3, res4, res5"):
+        build_backbone(cfg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,3 +120,12 @@ def check_comparable(runs: dict[str, list[Run]]) -> None:
             + "\n  ".join(differences)
             + "\nUse --force to compare them all the same."
         )
+
+
+def without_nan(value):
+    """Returns the same with None for NaN and infinities, which JSON lacks (the AP of a size without objects)."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

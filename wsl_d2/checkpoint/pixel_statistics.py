@@ -2,12 +2,13 @@
 because a wrong channel order or mean costs AP without any other sign."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
 
-from .backbone import read_checkpoint
-from .naming import detect_format
+from .files import read_checkpoint
+from .naming import detect_format, strides_in_1x1
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +16,13 @@ TORCHVISION_STATISTICS: dict[str, Any] = {
     "input_format": "RGB",
     "pixel_mean": [123.675, 116.280, 103.530],
     "pixel_std": [58.395, 57.120, 57.375],
+}
+
+# The ResNeXts of Caffe2 in Detectron2's model zoo (its other Caffe2 models do not divide by a deviation).
+CAFFE2_RESNEXT_STATISTICS: dict[str, Any] = {
+    "input_format": "BGR",
+    "pixel_mean": [103.530, 116.280, 123.675],
+    "pixel_std": [57.375, 57.120, 58.395],
 }
 
 _TOLERANCE = 1e-3  # on the 0-255 scale
@@ -28,8 +36,8 @@ def check_pixel_statistics(cfg: CfgNode, path: str) -> None:
     """Compares ``INPUT.FORMAT``, ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD`` with those of a weight file.
 
     A file of :func:`wsl_d2.checkpoint.export_backbone` says what it was trained with. One with torchvision's
-    names is taken to be trained on torchvision's RGB statistics. Of any other file nothing is known, which is
-    logged as a warning.
+    names is taken to be trained on torchvision's RGB statistics, a ResNeXt with Caffe2's names on those of Detectron2's
+    model zoo (BGR). Of any other file nothing is known, which is logged as a warning.
 
     Args:
         cfg: config of the model that gets the weights.
@@ -40,20 +48,13 @@ def check_pixel_statistics(cfg: CfgNode, path: str) -> None:
         IncompleteLoadError: if the file is no checkpoint.
         FileNotFoundError: if there is no such file.
     """
-    checkpoint = read_checkpoint(path)
-    provenance = checkpoint["wsl_d2"]
+    provenance = known_statistics(read_checkpoint(path))
     if provenance is None:
-        try:
-            file_format = detect_format(checkpoint["model"])
-        except ValueError:  # no ResNet at all: load_backbone says it better
-            return
-        if file_format == "d2":
-            logger.warning(
-                f"{path} does not say which pixel statistics it was trained with; they are not compared with "
-                "INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD"
-            )
-            return
-        provenance = TORCHVISION_STATISTICS
+        logger.warning(
+            f"{path} does not say which pixel statistics it was trained with; they are not compared with "
+            "INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD"
+        )
+        return
     absent = [key for key in TORCHVISION_STATISTICS if provenance.get(key) is None]
     if absent:
         raise PixelStatisticsError(f"the provenance in {path} lacks {', '.join(absent)}; export the backbone again")
@@ -79,6 +80,24 @@ def check_pixel_statistics(cfg: CfgNode, path: str) -> None:
             f"the pixel statistics of the config are not those of {path}: {'; '.join(different)}. "
             f"Set, in the config or at the end of the command line:\n{lines}"
         )
+
+
+def known_statistics(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The pixel statistics of what :func:`wsl_d2.checkpoint.read_checkpoint` returned.
+
+    Returns:
+        "input_format", "pixel_mean" and "pixel_std" of its provenance, else of its naming scheme, else None.
+    """
+    if checkpoint["wsl_d2"] is not None:
+        return checkpoint["wsl_d2"]
+    try:
+        file_format = detect_format(checkpoint["model"])
+    except ValueError:
+        return None
+    if file_format in ("torchvision", "timm"):
+        return TORCHVISION_STATISTICS
+    is_resnext = file_format == "caffe2" and strides_in_1x1(checkpoint["model"]) is False  # grouped convolutions
+    return CAFFE2_RESNEXT_STATISTICS if is_resnext else None
 
 
 def _close(actual: list[float], expected: list[float]) -> bool:

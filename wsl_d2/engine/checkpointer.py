@@ -7,9 +7,12 @@ import os
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from wsl_d2.checkpoint import read_pkl
+
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer; a file appears under its final name only when it is complete and on disk."""
+    """Detectron2's checkpointer; a file appears under its final name only when it is complete and on disk, and no code
+    in a file is executed when it is read."""
 
     def save(self, name: str, **kwargs) -> None:
         """Saves model and checkpointables as ``name.pth``; arguments as in fvcore's ``Checkpointer.save``."""
@@ -26,6 +29,24 @@ class AtomicCheckpointer(DetectionCheckpointer):
             os.fsync(file.fileno())
         os.replace(f"{path}.partial", path)
         self.tag_last_checkpoint(f"{name}.pth")
+
+    def _load_file(self, filename: str) -> dict:
+        """Detectron2 unpickles a .pkl whatever is in it; here it may hold numpy arrays only.
+
+        Raises:
+            IncompleteLoadError: it holds something else.
+        """
+        if not filename.endswith(".pkl"):
+            return super()._load_file(filename)
+        data = read_pkl(filename)
+        if "model" in data and "__author__" in data:  # Detectron2's model zoo
+            return data
+        blobs = data.get("blobs", data)  # Caffe2: detectors have "blobs", classifiers do not
+        model = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
+        return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+
+    def _torch_load(self, f: str) -> dict:
+        return torch.load(f, map_location="cpu", weights_only=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Points ``last_checkpoint`` at a file, atomically."""

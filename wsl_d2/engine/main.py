@@ -14,7 +14,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from wsl_d2.checkpoint import IncompleteLoadError, PixelStatisticsError
+from wsl_d2.checkpoint import DownloadError, IncompleteLoadError, PixelStatisticsError
 from wsl_d2.config import add_wsl_config
 from wsl_d2.data import ShardError
 from wsl_d2.data.build import build_sampler, get_hashtag_dataset, training_dataset
@@ -28,6 +28,7 @@ from wsl_d2.hashtags import VocabularyError
 USER_ERRORS = (
     ConfigError,
     DamagedImagesError,
+    DownloadError,
     FileNotFoundError,
     IncompleteLoadError,
     PixelStatisticsError,

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from wsl_d2.checkpoint import (
     IncompleteLoadError,
     check_pixel_statistics,
+    convert_state_dict,
     holds_detector,
     load_backbone,
     read_checkpoint,
@@ -315,7 +316,7 @@ class WSLTrainer(ResumableTrainer):
         check_pixel_statistics(cfg, path)
         if whole:
             head = model.head.state_dict()
-            source = read_checkpoint(path)["model"]
+            source = convert_state_dict(read_checkpoint(path)["model"], "d2")
             missing = [f"head.{name}" for name in head if f"head.{name}" not in source]
             mismatched = {
                 f"head.{name}": (str(tuple(source[f"head.{name}"].shape)), str(tuple(tensor.shape)))
@@ -360,10 +361,14 @@ class DetectionTrainer(ResumableTrainer):
 
     @classmethod
     def load_weights(cls, cfg, model: torch.nn.Module, checkpointer, whole: bool = False) -> None:
-        """A whole detector goes through Detectron2's checkpointer, a backbone file is loaded strictly."""
+        """A whole detector goes through Detectron2's checkpointer; in any file the backbone is loaded strictly.
+
+        Raises:
+            IncompleteLoadError: the file does not fill the backbone.
+            PixelStatisticsError: its pixel statistics are not those of the config.
+        """
         weights = cfg.MODEL.WEIGHTS
-        if not weights or weights.endswith(".pkl"):  # Caffe2 and model-zoo pickles have Detectron2's own conversion
-            checkpointer.load(weights)
+        if not weights:
             return
         path = checkpointer.path_manager.get_local_path(weights)
         try:
@@ -372,6 +377,5 @@ class DetectionTrainer(ResumableTrainer):
             is_detector = False  # load_backbone raises the same error with the tensors it misses
         if is_detector:
             checkpointer.load(weights)
-        else:
-            load_backbone(model, path)
-            check_pixel_statistics(cfg, path)
+        load_backbone(model, path)
+        check_pixel_statistics(cfg, path)

@@ -1,5 +1,6 @@
 """Backbones, losses and the pretraining model. Importing this package registers them with detectron2."""
 
+from .complexity import Complexity, count_complexity
 from .hashtag_classifier import HashtagClassifier
 from .losses import hashtag_binary_cross_entropy, hashtag_cross_entropy
 from .resnext import (
@@ -13,10 +14,12 @@ from .resnext import (
 
 __all__ = [
     "RESNEXT_ARCHITECTURES",
+    "Complexity",
     "HashtagClassifier",
     "ResNeXtArchitecture",
     "build_resnext_backbone",
     "build_resnext_fpn_backbone",
+    "count_complexity",
     "hashtag_binary_cross_entropy",
     "hashtag_cross_entropy",
     "make_resnext",

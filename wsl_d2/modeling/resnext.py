@@ -6,17 +6,20 @@ depth, groups, width and stride themselves, so a config of any detectron2 projec
 ``MODEL.BACKBONE.NAME: build_resnext101_32x8d_fpn_backbone``. Blocks, stem and FPN are detectron2's own.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, ResNet
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +56,41 @@ _TRUNKS = {  # by depth; the blocks have 3 convolutions each
 }
 
 _STAGE_NAMES = ("res2", "res3", "res4", "res5")
+
+
+class CheckpointedStage(nn.Sequential):
+    """A stage that keeps only the inputs of its blocks for the backward pass, and computes the rest again there.
+
+    Outputs, gradients and batch-norm statistics are those of the plain stage.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self:
+            if torch.is_grad_enabled() and self.training:
+                x = checkpoint(
+                    block,
+                    x,
+                    use_reentrant=False,
+                    context_fn=lambda block=block: (contextlib.nullcontext(), _unchanged_statistics(block)),
+                )
+            else:
+                x = block(x)
+        return x
+
+
+@contextlib.contextmanager
+def _unchanged_statistics(block: nn.Module) -> Iterator[None]:
+    """Within it, batch norms normalise by their batch as ever, but do not count it a second time."""
+    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    tracked = [norm.num_batches_tracked for norm in norms]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        yield
+    finally:
+        for norm, momentum, counter in zip(norms, momenta, tracked, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
 def make_resnext_stages(
@@ -125,6 +163,7 @@ def make_resnext(
     zero_init_residual: bool = True,
     in_channels: int = 3,
     res5_dilation: int = 1,
+    checkpoint_stages: Sequence[str] = (),
 ) -> ResNet:
     """A ResNeXt of :data:`RESNEXT_ARCHITECTURES`, with the stride in the 3x3 convolutions as in torchvision.
 
@@ -136,12 +175,13 @@ def make_resnext(
         zero_init_residual: start with gamma = 0 in the last norm of each block, where that gamma is trained.
         in_channels: channels of the image.
         res5_dilation: 1, or 2 to keep res5 at stride 16.
+        checkpoint_stages: any of "res2" to "res5": those stages save memory (:class:`CheckpointedStage`).
 
     Returns:
         The backbone, randomly initialised.
 
     Raises:
-        ValueError: for an unknown architecture, output feature or dilation.
+        ValueError: for an unknown architecture, output feature, stage or dilation.
     """
     if architecture not in RESNEXT_ARCHITECTURES:
         raise ValueError(f"unknown ResNeXt architecture {architecture!r}; known: {', '.join(RESNEXT_ARCHITECTURES)}")
@@ -157,7 +197,7 @@ def make_resnext(
         res5_dilation=res5_dilation,
     )
     stem = BasicStem(in_channels, trunk.stem_channels, norm)
-    return _assemble(stem, stages, out_features, freeze_at, zero_init_residual)
+    return _assemble(stem, stages, out_features, freeze_at, zero_init_residual, checkpoint_stages)
 
 
 def describe_resnext(bottom_up: ResNet) -> dict[str, Any]:
@@ -201,7 +241,11 @@ def build_resnext_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
 
 @BACKBONE_REGISTRY.register()
 def build_resnext_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """An FPN on :func:`build_resnext_backbone`; takes res2 to res5 if ``MODEL.FPN.IN_FEATURES`` is empty."""
+    """An FPN on :func:`build_resnext_backbone`, made as the detector of the config needs it.
+
+    If ``MODEL.FPN.IN_FEATURES`` is empty it takes res2 to res5, or res3 to res5 for a RetinaNet. On top come p6 by
+    max-pooling, or p6 and p7 by convolutions for a RetinaNet that reads p7, as in detectron2's own builders.
+    """
     return _build_fpn(cfg, _build_from_config(cfg, input_shape, _fpn_in_features(cfg)))
 
 
@@ -228,7 +272,10 @@ def _assemble(
     out_features: Sequence[str],
     freeze_at: int,
     zero_init_residual: bool,
+    checkpoint_stages: Sequence[str],
 ) -> ResNet:
+    if unknown := [name for name in checkpoint_stages if name not in _STAGE_NAMES]:
+        raise ValueError(f"MODEL.RESNEXT.CHECKPOINT_STAGES has {unknown}; stages are {', '.join(_STAGE_NAMES)}")
     unknown = [name for name in out_features if name not in ("stem", *_STAGE_NAMES)]
     if unknown or not out_features:
         raise ValueError(
@@ -243,13 +290,27 @@ def _assemble(
                 gamma = getattr(block.conv3.norm, "weight", None)
                 if gamma is not None and gamma.requires_grad:
                     nn.init.zeros_(gamma)
+    for i, name in enumerate(resnet.stage_names):
+        if name in checkpoint_stages:
+            resnet.stages[i] = CheckpointedStage(*resnet.stages[i])
+            setattr(resnet, name, resnet.stages[i])
     return resnet
 
 
-def _resnext_options(cfg: CfgNode) -> tuple[bool, tuple[int, ...]]:
-    """(ZERO_INIT_RESIDUAL, STAGE_BLOCKS); the node is absent in projects that never call add_wsl_config."""
+class _Options(NamedTuple):
+    zero_init_residual: bool
+    stage_blocks: tuple[int, ...]
+    checkpoint_stages: tuple[str, ...]
+
+
+def _resnext_options(cfg: CfgNode) -> _Options:
+    """``MODEL.RESNEXT``, or its defaults in projects that never call add_wsl_config and have no such node."""
     node = cfg.MODEL.get("RESNEXT", {})
-    return bool(node.get("ZERO_INIT_RESIDUAL", True)), tuple(node.get("STAGE_BLOCKS", ()))
+    return _Options(
+        bool(node.get("ZERO_INIT_RESIDUAL", True)),
+        tuple(node.get("STAGE_BLOCKS", ())),
+        tuple(node.get("CHECKPOINT_STAGES", ())),
+    )
 
 
 def _refuse_deformable(cfg: CfgNode) -> None:
@@ -263,7 +324,8 @@ def _refuse_deformable(cfg: CfgNode) -> None:
 def _build_from_config(cfg: CfgNode, input_shape: ShapeSpec, out_features: Sequence[str]) -> ResNet:
     _refuse_deformable(cfg)
     resnets = cfg.MODEL.RESNETS
-    zero_init_residual, blocks_per_stage = _resnext_options(cfg)
+    options = _resnext_options(cfg)
+    blocks_per_stage = options.stage_blocks
     if not blocks_per_stage:
         if resnets.DEPTH not in _TRUNKS:
             raise ValueError(
@@ -287,20 +349,29 @@ def _build_from_config(cfg: CfgNode, input_shape: ShapeSpec, out_features: Seque
         res5_dilation=resnets.RES5_DILATION,
     )
     stem = BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, resnets.NORM)
-    return _assemble(stem, stages, out_features, cfg.MODEL.BACKBONE.FREEZE_AT, zero_init_residual)
+    return _assemble(
+        stem,
+        stages,
+        out_features,
+        cfg.MODEL.BACKBONE.FREEZE_AT,
+        options.zero_init_residual,
+        options.checkpoint_stages,
+    )
 
 
 def _build_architecture(architecture: str, cfg: CfgNode, input_shape: ShapeSpec, out_features: Sequence[str]) -> ResNet:
     _refuse_deformable(cfg)
     _refuse_contradictions(architecture, cfg)
+    options = _resnext_options(cfg)
     return make_resnext(
         architecture,
         norm=cfg.MODEL.RESNETS.NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         out_features=out_features,
-        zero_init_residual=_resnext_options(cfg)[0],
+        zero_init_residual=options.zero_init_residual,
         in_channels=input_shape.channels,
         res5_dilation=cfg.MODEL.RESNETS.RES5_DILATION,
+        checkpoint_stages=options.checkpoint_stages,
     )
 
 
@@ -324,7 +395,7 @@ def _refuse_contradictions(architecture: str, cfg: CfgNode) -> None:
                 f"{value}; remove the key from the config, or take another MODEL.BACKBONE.NAME "
                 "(build_resnext_backbone and build_resnext_fpn_backbone follow MODEL.RESNETS)"
             )
-    stage_blocks = _resnext_options(cfg)[1]
+    stage_blocks = _resnext_options(cfg).stage_blocks
     if stage_blocks not in ((), trunk.blocks_per_stage):
         raise ValueError(
             f"MODEL.RESNEXT.STAGE_BLOCKS is {stage_blocks}, but {cfg.MODEL.BACKBONE.NAME} always has "
@@ -333,9 +404,13 @@ def _refuse_contradictions(architecture: str, cfg: CfgNode) -> None:
         )
 
 
+def _is_retinanet(cfg: CfgNode) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == "RetinaNet" and "p7" in cfg.MODEL.RETINANET.IN_FEATURES
+
+
 def _fpn_in_features(cfg: CfgNode) -> list[str]:
-    in_features = list(cfg.MODEL.FPN.IN_FEATURES) or list(_STAGE_NAMES)
-    if "res5" not in in_features:  # LastLevelMaxPool makes p6 from p5
+    in_features = list(cfg.MODEL.FPN.IN_FEATURES) or list(_STAGE_NAMES[1:] if _is_retinanet(cfg) else _STAGE_NAMES)
+    if "res5" not in in_features:  # the levels on top are made from it or from p5
         raise ValueError(f"MODEL.FPN.IN_FEATURES must include res5, got {in_features}")
     out_features = cfg.MODEL.RESNETS.OUT_FEATURES
     if out_features != get_cfg().MODEL.RESNETS.OUT_FEATURES and not set(in_features) <= set(out_features):
@@ -347,11 +422,15 @@ def _fpn_in_features(cfg: CfgNode) -> list[str]:
 
 
 def _build_fpn(cfg: CfgNode, bottom_up: ResNet) -> FPN:
+    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
+    top_block: nn.Module = LastLevelMaxPool()
+    if _is_retinanet(cfg):
+        top_block = LastLevelP6P7(bottom_up.output_shape()["res5"].channels, out_channels)
     return FPN(
         bottom_up=bottom_up,
         in_features=_fpn_in_features(cfg),
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        out_channels=out_channels,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
+        top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
