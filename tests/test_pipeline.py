@@ -34,6 +34,7 @@ def interrupt_demo(output: Path, during: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test in the background may ignore it
     )
     printed = ""
     for line in process.stdout:
