@@ -34,3 +34,13 @@ def write_hashtag_folder(folder, vocabulary, num_images=48, images_per_shard=16,
         index_shard(path, vocabulary)
     finish_dataset(folder, vocabulary)
     return folder
+
+
+def random_index(num_images=200, num_labels=12, seed=0):
+    """Labels of images with one to three of Zipf-distributed hashtags."""
+    from wsl_d2.data import HashtagIndex
+
+    rng = np.random.default_rng(seed)
+    rows = [np.unique(rng.zipf(1.6, size=rng.integers(1, 4)) % num_labels) for _ in range(num_images)]
+    indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    return HashtagIndex(indptr, np.concatenate(rows).astype(np.int32), num_labels)

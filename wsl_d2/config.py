@@ -24,6 +24,10 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.DATALOADER.RESAMPLING = CN()
     cfg.DATALOADER.RESAMPLING.MODE = "sqrt"  # "natural", "sqrt" or "uniform"
     cfg.DATALOADER.RESAMPLING.THRESHOLD = 1e-3  # hashtag frequency (a fraction of images) below which images repeat
+    # For the noise study: this fraction of the training labels is replaced by draws from their own distribution.
+    cfg.DATALOADER.LABEL_NOISE = CN()
+    cfg.DATALOADER.LABEL_NOISE.FRACTION = 0.0  # in [0, 1]
+    cfg.DATALOADER.LABEL_NOISE.SEED = 0
     # A run stops when more than this fraction of the images it drew could not be decoded (8 are always allowed).
     cfg.DATALOADER.MAX_DAMAGED_FRACTION = 1e-3
     cfg.TEST.IMS_PER_BATCH = 64  # images per process when evaluating a HashtagClassifier

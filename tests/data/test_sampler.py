@@ -5,16 +5,10 @@ import pytest
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_data import random_index
 
-from wsl_d2.data import HashtagIndex, HashtagSampler, image_repeat_factors, repeat_factors
+from wsl_d2.data import HashtagSampler, image_repeat_factors, repeat_factors
 from wsl_d2.data.sampler import PositionSampler, keyed_permutation
-
-
-def random_index(num_images=200, num_labels=12, seed=0) -> HashtagIndex:
-    rng = np.random.default_rng(seed)
-    rows = [np.unique(rng.zipf(1.6, size=rng.integers(1, 4)) % num_labels) for _ in range(num_images)]
-    indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    return HashtagIndex(indptr, np.concatenate(rows).astype(np.int32), num_labels)
 
 
 @pytest.mark.parametrize("mode, sqrt", [("sqrt", True), ("uniform", False)])

@@ -129,13 +129,34 @@ def test_two_processes_give_the_loss_curve_of_one(datasets, tmp_path, launcher):
             torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_changed_settings_are_refused_on_resume(whole_run, datasets, tmp_path):
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"SEED": 5}, "SEED was 0, is now 5"),
+        (
+            {"DATALOADER__LABEL_NOISE__FRACTION": 0.5},
+            "DATALOADER.LABEL_NOISE was {'FRACTION': 0.0, 'SEED': 0}, is now {'FRACTION': 0.5, 'SEED': 0}",
+        ),
+    ],
+)
+def test_changed_settings_are_refused_on_resume(whole_run, datasets, tmp_path, changed, message):
     (tmp_path / "last_checkpoint").write_text("model_0000006.pth")
     state = torch.load(whole_run / "model_final.pth", weights_only=True)
     torch.save(state, tmp_path / "model_0000006.pth")
-    result = train(datasets, tmp_path, check=False, flags=["--resume"], SEED=5)
+    result = train(datasets, tmp_path, check=False, flags=["--resume"], **changed)
     assert result.returncode == 1
-    assert "belongs to another run: SEED was 0, is now 5. Restore the old values" in result.stderr
+    assert f"belongs to another run: {message}. Restore the old values" in result.stderr
+
+
+def test_label_noise_is_for_training_alone(whole_run, datasets, tmp_path):
+    train(datasets, tmp_path, DATALOADER__LABEL_NOISE__FRACTION=1.0, DATASETS__TEST="('toy_train',)")
+    assert merged_records(tmp_path)["loss_hashtag"] != merged_records(whole_run)["loss_hashtag"]
+    log = (tmp_path / "log.txt").read_text()
+    assert "100% of the training labels are replaced (seed 0)" in log
+    train(datasets, tmp_path / "clean", DATASETS__TEST="('toy_train',)")
+    # On labels that are all replaced, the noisy run would be the better one.
+    noisy, clean = (merged_records(folder)["hashtag/top1"] for folder in (tmp_path, tmp_path / "clean"))
+    assert noisy < clean
 
 
 def test_an_evaluation_set_of_another_vocabulary_is_refused(datasets, tmp_path):

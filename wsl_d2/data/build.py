@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from wsl_d2.data.dataset import HashtagDataset
 from wsl_d2.data.mapper import HashtagMapper
+from wsl_d2.data.noise import LabelNoise
 from wsl_d2.data.sampler import HashtagSampler
 
 
@@ -72,12 +73,15 @@ def sampler_seed(cfg) -> int:
 
 
 def training_dataset(cfg) -> HashtagDataset:
-    """Returns the one dataset of ``DATASETS.TRAIN`` with its training mapper."""
+    """Returns the one dataset of ``DATASETS.TRAIN`` with its training mapper and its label noise."""
     if len(cfg.DATASETS.TRAIN) != 1:
         raise ValueError(f"DATASETS.TRAIN must name exactly one hashtag dataset, got {tuple(cfg.DATASETS.TRAIN)}.")
     dataset = get_hashtag_dataset(cfg.DATASETS.TRAIN[0])
     dataset.mapper = HashtagMapper.from_config(cfg, is_train=True)
     dataset.seed = sampler_seed(cfg)
+    noise = cfg.DATALOADER.LABEL_NOISE
+    if noise.FRACTION != 0:
+        dataset.noise = LabelNoise(noise.FRACTION, noise.SEED, np.array(dataset.manifest["hashtag_counts"]))
     return dataset
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from wsl_d2.data.mapper import DamagedImageError, HashtagMapper
+from wsl_d2.data.noise import LabelNoise
 from wsl_d2.data.shards import (
     HashtagIndex,
     ShardError,
@@ -39,6 +40,9 @@ class HashtagDataset(Dataset):
         mapper: turns encoded bytes into a crop.
         seed: together with the position it seeds each crop.
 
+    Attributes:
+        noise: replaces labels as they are read, in ``index`` too; set before either is.
+
     Raises:
         ShardError: see :func:`wsl_d2.data.shards.read_manifest`.
     """
@@ -47,6 +51,7 @@ class HashtagDataset(Dataset):
         self.folder = Path(folder)
         self.mapper = mapper
         self.seed = seed
+        self.noise: LabelNoise | None = None
         self.manifest = read_manifest(self.folder)
         self._ends = np.cumsum([shard["num_images"] for shard in self.manifest["shards"]])
         self._indexes: dict[int, ShardIndex] = {}
@@ -71,7 +76,8 @@ class HashtagDataset(Dataset):
     @cached_property
     def index(self) -> HashtagIndex:
         """The labels of all images; reads every shard's index."""
-        return load_hashtag_index(self.folder, self.manifest)
+        index = load_hashtag_index(self.folder, self.manifest)
+        return self.noise.apply(index) if self.noise else index
 
     def check_shards(self) -> None:
         """Raises ShardError that lists each shard which is missing or has another size than the manifest says."""
@@ -93,6 +99,8 @@ class HashtagDataset(Dataset):
         index = self._indexes[shard]
         data = os.pread(self._files[shard], int(index.sizes[row]), int(index.offsets[row]))
         labels = index.labels[index.indptr[row] : index.indptr[row + 1]]
+        if self.noise:
+            labels = self.noise.replace(np.array([0, len(labels)]), labels, image)
         return index.keys[row].decode(), data, labels.astype(np.int64)
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict:

@@ -20,7 +20,7 @@ from wsl_d2.data.shards import HashtagIndex
 _FEISTEL_ROUNDS = 6
 
 
-def _mix(values: np.ndarray, key: int) -> np.ndarray:
+def mix64(values: np.ndarray, key: int) -> np.ndarray:
     """A 64-bit integer hash (the finaliser of splitmix64), vectorised over uint64."""
     with np.errstate(over="ignore"):
         x = values + np.uint64(key & 0xFFFFFFFFFFFFFFFF)
@@ -47,7 +47,7 @@ def keyed_permutation(positions: np.ndarray, size: int, seed: int, epoch: int) -
     def encrypt(x: np.ndarray) -> np.ndarray:
         left, right = x >> half_bits, x & mask
         for key in keys:
-            left, right = right, left ^ (_mix(right, int(key)) & mask)
+            left, right = right, left ^ (mix64(right, int(key)) & mask)
         return (left << half_bits) | right
 
     result = encrypt(np.asarray(positions).astype(np.uint64))

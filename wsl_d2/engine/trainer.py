@@ -272,6 +272,7 @@ class WSLTrainer(ResumableTrainer):
                 "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
                 "DATALOADER.RESAMPLING.MODE": cfg.DATALOADER.RESAMPLING.MODE,
                 "DATALOADER.RESAMPLING.THRESHOLD": cfg.DATALOADER.RESAMPLING.THRESHOLD,
+                "DATALOADER.LABEL_NOISE": dict(cfg.DATALOADER.LABEL_NOISE),
             },
         )
 
@@ -339,6 +340,11 @@ class WSLTrainer(ResumableTrainer):
             f"({self.cfg.DATALOADER.RESAMPLING.MODE} resampling of {len(sampler.cumulative_repeat_factors):,} images); "
             f"peak learning rate {solver.BASE_LR:g}"
         )
+        noise = self.cfg.DATALOADER.LABEL_NOISE
+        if noise.FRACTION:
+            logging.getLogger(__name__).warning(
+                f"{noise.FRACTION:.0%} of the training labels are replaced (seed {noise.SEED})"
+            )
         return super().train()
 
 
