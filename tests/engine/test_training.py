@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,14 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
     return torch.load(output / "model_final.pth", weights_only=True)["model"]
 
 
+def wait_for_records(process: subprocess.Popen, output: Path, number: int) -> None:
+    metrics = output / "metrics.json"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= number):
+        assert process.poll() is None and time.monotonic() < deadline, (output / "log").read_text()[-3000:]
+        time.sleep(0.002)
+
+
 @pytest.fixture(scope="module")
 def whole_run(datasets, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole")
@@ -93,11 +102,7 @@ def test_a_run_records_every_iteration_and_exports_its_backbone(whole_run):
 def test_sigkill_and_resume_give_the_same_losses_and_weights_to_the_bit(whole_run, datasets, tmp_path):
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command(tmp_path), env=environment(datasets), stdout=log, stderr=log)
-        metrics = tmp_path / "metrics.json"
-        deadline = time.monotonic() + 120
-        while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 10):
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
-            time.sleep(0.002)
+        wait_for_records(process, tmp_path, 10)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "model_final.pth").exists()
@@ -108,6 +113,67 @@ def test_sigkill_and_resume_give_the_same_losses_and_weights_to_the_bit(whole_ru
     assert losses(tmp_path) == losses(whole_run)
     ours, theirs = weights(tmp_path), weights(whole_run)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_exits_for_requeueing(whole_run, datasets, tmp_path, number):
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command(tmp_path), env=environment(datasets), stdout=log, stderr=log)
+        wait_for_records(process, tmp_path, 3)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 75
+    assert f"{number.name}: saved after" in (tmp_path / "log").read_text()
+    saved = len(losses(tmp_path))
+    assert (tmp_path / "last_checkpoint").read_text() == f"model_{saved - 1:07d}.pth"
+    resumed = train(datasets, tmp_path, flags=["--resume"])
+    assert f"Starting training from iteration {saved}" in resumed.stdout + resumed.stderr
+    assert losses(tmp_path) == losses(whole_run)
+    ours, theirs = weights(tmp_path), weights(whole_run)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_one_process_of_two_is_told_to_stop(datasets, tmp_path):
+    """Both save and end at the same iteration; the launcher reports a failure, which is what requeues."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            command(tmp_path, launcher=launcher, SOLVER__TOTAL_IMAGES=24000),
+            env=environment(datasets),
+            stdout=log,
+            stderr=log,
+        )
+        wait_for_records(process, tmp_path, 3)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [pid for pid in children if b"train_net.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(workers) == 2
+        os.kill(int(workers[1]), signal.SIGTERM)
+        assert process.wait(timeout=60) != 0
+    log = (tmp_path / "log").read_text()
+    assert "exitcode  : 75" in log and "SIGTERM: saved after" in log
+    saved = len(losses(tmp_path))
+    assert (tmp_path / "last_checkpoint").read_text() == f"model_{saved - 1:07d}.pth"
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "missing"])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(whole_run, datasets, tmp_path, damage):
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
+    newest, before = tmp_path / "model_0000027.pth", tmp_path / "model_0000020.pth"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged = {"flipped": bytes(content), "truncated": bytes(content[:-1000]), "empty": b"", "missing": None}[damage]
+    newest.unlink() if damaged is None else newest.write_bytes(damaged)
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text(newest.name)
+    resumed = train(datasets, tmp_path, flags=["--resume"])
+    output = resumed.stdout + resumed.stderr
+    assert f"Checkpoint {newest}: " in output and "Starting training from iteration 21" in output
+    assert losses(tmp_path) == losses(whole_run)
+    if damage == "flipped":
+        for path in (newest, before, tmp_path / "model_0000013.pth"):
+            path.write_bytes(b"nothing")
+        (tmp_path / "last_checkpoint").write_text(newest.name)
+        result = train(datasets, tmp_path, check=False, flags=["--resume"])
+        assert result.returncode == 1 and f"error: no checkpoint in {tmp_path} can be resumed from" in result.stderr
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "launch"])

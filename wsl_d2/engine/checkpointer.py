@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import zipfile
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from wsl_d2.checkpoint import read_pkl
+
+
+class DamagedCheckpointError(RuntimeError):
+    """No checkpoint of a run is whole."""
+
+
+def find_damage(path: str) -> str | None:
+    """Compares the content of a file of ``torch.save`` with the checksums in it, which ``torch.load`` does not.
+
+    Returns:
+        What is wrong, or None.
+    """
+    if not os.path.isfile(path):
+        return "there is no such file"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.testzip()
+        return None if member is None else f"its part {member} has another checksum"
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        return f"it is cut off or no checkpoint ({error})"
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
@@ -29,6 +51,28 @@ class AtomicCheckpointer(DetectionCheckpointer):
             os.fsync(file.fileno())
         os.replace(f"{path}.partial", path)
         self.tag_last_checkpoint(f"{name}.pth")
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
+        """As Detectron2's, but a damaged newest checkpoint gives way to the one before it, with a warning.
+
+        Raises:
+            DamagedCheckpointError: there are checkpoints to resume from, and all of them are damaged.
+        """
+        if not (resume and self.has_checkpoint()):
+            return super().resume_or_load(path, resume=resume)
+        newest = self.get_checkpoint_file()
+        others = sorted(glob.glob(os.path.join(glob.escape(self.save_dir), "model_[0-9]*.pth")), reverse=True)
+        damages = []
+        for file in [newest, *(file for file in others if file < newest)]:
+            damage = find_damage(file)
+            if damage is None:
+                return self.load(file)
+            damages.append(f"{file}: {damage}")
+            self.logger.warning(f"Checkpoint {damages[-1]}; trying the one before it")
+        raise DamagedCheckpointError(
+            f"no checkpoint in {self.save_dir} can be resumed from: {'; '.join(damages)}. Restore one, or remove "
+            "last_checkpoint there to start again."
+        )
 
     def _load_file(self, filename: str) -> dict:
         """Detectron2 unpickles a .pkl whatever is in it; here it may hold numpy arrays only.

@@ -1,8 +1,12 @@
-"""Hooks of the pretraining trainer."""
+"""Hooks of the two trainers."""
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
+import threading
+from collections.abc import Sequence
 
 import torch.distributed as dist
 from detectron2.engine import HookBase
@@ -10,6 +14,9 @@ from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 
 from wsl_d2.checkpoint import export_backbone
+
+REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: "try again later"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class AverageBatchNormStatistics(HookBase):
@@ -27,9 +34,12 @@ class AverageBatchNormStatistics(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if comm.get_world_size() > 1 and (
-            done >= self.trainer.max_iter or any(done % period == 0 for period in self.periods)
-        ):
+        if done >= self.trainer.max_iter or any(done % period == 0 for period in self.periods):
+            self.average()
+
+    def average(self) -> None:
+        """Averages them now; called on all processes."""
+        if comm.get_world_size() > 1:
             for module in get_bn_modules(self.trainer.model):
                 for statistic in (module.running_mean, module.running_var):
                     dist.all_reduce(statistic)
@@ -50,3 +60,48 @@ class ExportBackbone(HookBase):
         if comm.is_main_process() and self.trainer.iter >= self.trainer.max_iter:
             path = os.path.join(self.trainer.cfg.OUTPUT_DIR, "backbone.pth")
             export_backbone(self.trainer.model, path, **self.provenance)
+
+
+class StopOnSignal(HookBase):
+    """On SIGTERM or SIGUSR1 to any process, all of them save one checkpoint and exit with ``REQUEUE_EXIT_CODE``.
+
+    Schedulers send these before they end or preempt a job; `--resume` then goes on as if nothing had happened. The
+    processes agree at the next record of metrics, where nothing of an unfinished record is lost.
+
+    Args:
+        period: iterations between two records, ``SOLVER.LOG_PERIOD``.
+        statistics: hooks whose ``average()`` makes the model ready to be saved.
+    """
+
+    def __init__(self, period: int, statistics: Sequence[AverageBatchNormStatistics] = ()):
+        self.period = period
+        self.statistics = statistics
+        self._received: int | None = None
+        self._previous: dict = {}
+
+    def before_train(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers there alone
+            self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+
+    def _note(self, number: int, frame) -> None:
+        self._received = number
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period or done >= self.trainer.max_iter:
+            return
+        received = [number for number in comm.all_gather(self._received) if number is not None]
+        if not received:
+            return
+        for hook in self.statistics:
+            hook.average()
+        self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+        comm.synchronize()  # a launcher may kill the others once the first has ended
+        logging.getLogger(__name__).warning(
+            f"{signal.Signals(received[0]).name}: saved after {done} iterations; --resume goes on from there"
+        )
+        raise SystemExit(REQUEUE_EXIT_CODE)
+
+    def after_train(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

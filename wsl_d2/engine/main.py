@@ -19,7 +19,7 @@ from wsl_d2.config import add_wsl_config
 from wsl_d2.data import ShardError
 from wsl_d2.data.build import build_sampler, get_hashtag_dataset, training_dataset
 from wsl_d2.data.catalog import register_datasets
-from wsl_d2.engine.checkpointer import AtomicCheckpointer
+from wsl_d2.engine.checkpointer import AtomicCheckpointer, DamagedCheckpointError
 from wsl_d2.engine.schedule import ConfigError, check_periods, resolve_schedule
 from wsl_d2.engine.trainer import DamagedImagesError, DetectionTrainer, WSLTrainer
 from wsl_d2.hashtags import VocabularyError
@@ -27,6 +27,7 @@ from wsl_d2.hashtags import VocabularyError
 # What a user can mend; shown as one line instead of a traceback.
 USER_ERRORS = (
     ConfigError,
+    DamagedCheckpointError,
     DamagedImagesError,
     DownloadError,
     FileNotFoundError,

@@ -29,7 +29,7 @@ from wsl_d2.checkpoint import (
 from wsl_d2.data import build_hashtag_test_loader, build_hashtag_train_loader, build_resumable_detection_train_loader
 from wsl_d2.data.build import build_sampler, split_batch, training_dataset
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
-from wsl_d2.engine.hooks import AverageBatchNormStatistics, ExportBackbone
+from wsl_d2.engine.hooks import AverageBatchNormStatistics, ExportBackbone, StopOnSignal
 from wsl_d2.engine.schedule import ConfigError
 from wsl_d2.evaluation import HashtagEvaluator
 
@@ -78,7 +78,8 @@ class ResumableTrainer(DefaultTrainer):
             self._last_eval_results = self.test(cfg, self.model)
             return self._last_eval_results
 
-        result = [hooks.IterationTimer(), hooks.LRScheduler(), *self.build_statistics_hooks()]
+        statistics = self.build_statistics_hooks()
+        result = [hooks.IterationTimer(), hooks.LRScheduler(), *statistics]
         if comm.is_main_process():
             result.append(
                 hooks.PeriodicCheckpointer(
@@ -88,6 +89,7 @@ class ResumableTrainer(DefaultTrainer):
         result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test))
         if comm.is_main_process():
             result.append(hooks.PeriodicWriter(self.build_writers(), period=cfg.SOLVER.LOG_PERIOD))
+        result.append(StopOnSignal(cfg.SOLVER.LOG_PERIOD, statistics))
         return result
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -102,7 +104,7 @@ class ResumableTrainer(DefaultTrainer):
         else:
             self.load_weights(self.cfg, self._trainer.model, self.checkpointer)
 
-    def build_statistics_hooks(self) -> list:
+    def build_statistics_hooks(self) -> list[AverageBatchNormStatistics]:
         """Hooks that change the model's buffers and must run before checkpointing."""
         return []
 
@@ -276,7 +278,7 @@ class WSLTrainer(ResumableTrainer):
             },
         )
 
-    def build_statistics_hooks(self) -> list:
+    def build_statistics_hooks(self) -> list[AverageBatchNormStatistics]:
         return [AverageBatchNormStatistics(self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD)]
 
     def build_hooks(self) -> list:
