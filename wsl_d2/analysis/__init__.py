@@ -3,13 +3,16 @@
 from wsl_d2.analysis.ap_gain import METRICS, bootstrap_ap, gain_between, paired_bootstrap
 from wsl_d2.analysis.compare import compare_runs
 from wsl_d2.analysis.records import Run, RunError, read_metrics, read_run
+from wsl_d2.analysis.scaling import LogLinearFit, fit_log_linear
 
 __all__ = [
     "METRICS",
+    "LogLinearFit",
     "Run",
     "RunError",
     "bootstrap_ap",
     "compare_runs",
+    "fit_log_linear",
     "gain_between",
     "paired_bootstrap",
     "read_metrics",

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from wsl_d2.analysis import fit_log_linear
+
+IMAGES = np.array([2e6, 2e7, 9e7, 9.4e8, 3.5e9])
+
+
+def test_a_noise_free_law_is_recovered():
+    fit = fit_log_linear(IMAGES, 12.5 + 3.25 * np.log10(IMAGES))
+    assert fit.intercept == pytest.approx(12.5) and fit.slope_per_decade == pytest.approx(3.25)
+    assert fit.slope_interval == pytest.approx((3.25, 3.25), abs=1e-6)
+    assert np.abs(fit.residuals).max() < 1e-10
+    value, (low, high) = fit.predict(1e10)
+    assert value == pytest.approx(45.0) and high - low < 1e-6
+
+
+def test_intervals_hold_what_they_promise():
+    """95% of the slopes, and of new measurements ten times further out, over simulated studies of 3 and 5 points."""
+    rng = np.random.default_rng(0)
+    for images in (IMAGES[:3], IMAGES):
+        decades, studies = np.log10(images), 4000
+        slopes = predictions = 0
+        for _ in range(studies):
+            fit = fit_log_linear(images, 10 + 2 * decades + rng.normal(0, 0.5, len(images)))
+            slopes += fit.slope_interval[0] <= 2 <= fit.slope_interval[1]
+            low, high = fit.predict(3.5e10)[1]
+            predictions += low <= 10 + 2 * np.log10(3.5e10) + rng.normal(0, 0.5) <= high
+        assert 0.93 < slopes / studies < 0.97 and 0.93 < predictions / studies < 0.97
+
+
+@pytest.mark.parametrize(
+    "images, metric, message",
+    [
+        ([1e6, 1e7], [1, 2], r"at least 3 points, got 2 \(a, b\)"),
+        ([1e6, 1e7, 1e8], [1, float("nan"), 2], "b: the result is nan; finish the run or leave it out"),
+        ([1e6, 0, 1e8], [1, 2, 3], "b: the number of images must be above 0, got 0"),
+        ([1e6, 1e6, 1e6], [1, 2, 3], r"all runs have 1e\+06 images"),
+        ([1e6, 1e7, 1e8], [1, 2], "3 numbers of images for 2 results"),
+    ],
+)
+def test_what_cannot_be_fitted(images, metric, message):
+    with pytest.raises(ValueError, match=message):
+        fit_log_linear(images, metric, names=list("abc")[: len(metric)])
