@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from detectron2.solver import build_lr_scheduler
@@ -23,6 +24,24 @@ def test_the_papers_batch_scales_the_rate_and_warms_up_from_a_256_batchs():
     assert cfg.SOLVER.MAX_ITER == 244_296
     assert cfg.SOLVER.WARMUP_ITERS == 745
     assert cfg.SOLVER.BASE_LR * cfg.SOLVER.WARMUP_FACTOR == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "total_images, halvings, max_iter", [(1_970_000_000, 10, 244_296), (7_000_000_000, 20, 868_056)]
+)
+def test_the_rate_at_every_iteration_is_the_closed_form(total_images, halvings, max_iter):
+    """Warm-up from 0.1 to 3.15, then halved at even distances; all iterations of the recipes at a batch of 8,064."""
+    cfg = config(LR_PER_256_IMAGES=0.1, IMS_PER_BATCH=8064, TOTAL_IMAGES=total_images, WARMUP_IMAGES=6_000_000)
+    cfg.SOLVER.NUM_LR_HALVINGS = halvings
+    resolve_schedule(cfg, images_per_epoch=1)
+    assert cfg.SOLVER.MAX_ITER == max_iter
+    scheduler = build_lr_scheduler(cfg, optim.SGD(nn.Linear(1, 1).parameters(), lr=cfg.SOLVER.BASE_LR))
+    rates = 3.15 * np.array([scheduler._multiplier(i / max_iter) for i in range(max_iter)])
+    iteration = np.arange(max_iter)
+    steps = np.round(max_iter * np.arange(1, halvings + 1) / (halvings + 1))
+    expected = 3.15 * 0.5 ** np.searchsorted(steps, iteration, side="right")
+    expected = np.where(iteration < 745, 0.1 + (3.15 - 0.1) * iteration / 745, expected)
+    np.testing.assert_allclose(rates, expected, rtol=1e-9)
 
 
 def test_epochs_count_draws_of_the_resampled_set():
