@@ -23,7 +23,18 @@ ALLOWED_ROOMS = {
 }
 # room -> the libraries that it may import; None: any
 ALLOWED_LIBRARIES = {
-    "hashtags": {"nltk", "numpy"},
+    "hashtags": {
+        "nltk",
+        "numpy",
+        "emoji",
+        "wordninja",
+        "wordsegment",
+        "daft",
+        "pyarrow",
+        "fsspec",
+        "tqdm",
+        "matplotlib",
+    },
     "analysis": {"numpy", "scipy", "pycocotools", "matplotlib", "PIL", "yaml"},
 }
 FORBIDDEN_MODULES = {"pkg_resources", "model_zoo"}
