@@ -1,0 +1,110 @@
+"""The fitted optimum against scikit-learn's and against the conditions that define it."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
+
+from wsl_d2.transfer import FeatureBasis, fit_logistic_regression
+from wsl_d2.transfer import logistic_regression as module
+
+
+def network_like_features(num_images=1500, dimension=64, num_classes=10, seed=0):
+    """Correlated, non-negative features with a decaying spectrum, as a pooled backbone gives them."""
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.normal(size=(dimension, dimension)))[0]
+    centres = rng.normal(size=(num_classes, dimension)) * 0.7
+    labels = rng.integers(0, num_classes, num_images)
+    spread = np.sqrt(np.arange(1, dimension + 1) ** -1.5) * 3
+    values = (rng.normal(size=(num_images, dimension)) + centres[labels]) * spread
+    return np.maximum(values @ basis.T + 0.2, 0).astype(np.float32), labels
+
+
+def objective(weight, bias, features, labels, l2):
+    logits = features.astype(np.float64) @ weight.T + bias
+    top = logits.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
+    return (log_sum - logits[np.arange(len(labels)), labels]).mean() + l2 / 2 * (weight**2).sum()
+
+
+def digits():
+    data = load_digits()
+    return (data.data / 16).astype(np.float32), data.target
+
+
+@pytest.mark.parametrize("single_precision", [False, True])
+@pytest.mark.parametrize("l2", [1e-1, 1e-3, 1e-5])
+@pytest.mark.parametrize("make", [network_like_features, digits])
+def test_equals_scikit_learn(make, l2, single_precision, monkeypatch):
+    if single_precision:
+        monkeypatch.setattr(module, "_FLOAT64_BELOW", 0)
+    features, labels = make()
+    fit = slice(0, 1000)
+    ours = fit_logistic_regression(features[fit], labels[fit], 10, l2)
+    theirs = SklearnLogisticRegression(C=1 / (l2 * 1000), tol=1e-9, max_iter=20000)
+    theirs.fit(features[fit].astype(np.float64), labels[fit])
+    expected = objective(theirs.coef_, theirs.intercept_, features[fit], labels[fit], l2)
+    found = objective(ours.weight, ours.bias, features[fit], labels[fit], l2)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert ours.objective == pytest.approx(found, rel=1e-5)
+    accuracy = (ours.scores(features[1000:]).argmax(axis=1) == labels[1000:]).mean()
+    assert accuracy == pytest.approx(theirs.score(features[1000:].astype(np.float64), labels[1000:]), abs=1e-4)
+
+
+def test_the_gradient_vanishes_at_the_solution():
+    features, labels = network_like_features()
+    fitted = fit_logistic_regression(features, labels, 10, 1e-3)
+    logits = features.astype(np.float64) @ fitted.weight.T + fitted.bias
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    residual = probabilities - np.eye(10)[labels]
+    gradient = residual.T @ features / len(labels) + 1e-3 * fitted.weight
+    assert np.abs(gradient).max() < 1e-5
+    assert np.abs(residual.mean(axis=0)).max() < 1e-5
+
+
+def test_neither_the_start_nor_the_chunks_matter(monkeypatch):
+    features, labels = network_like_features()
+    basis = FeatureBasis(features)
+    alone = fit_logistic_regression(basis, labels, 10, 1e-3)
+    strong = fit_logistic_regression(basis, labels, 10, 1.0)
+    warm = fit_logistic_regression(basis, labels, 10, 1e-3, init=strong)
+    restarted = fit_logistic_regression(basis, labels, 10, 1e-3, init=alone)
+    assert restarted.num_iterations <= 1
+    np.testing.assert_allclose(warm.weight, alone.weight, atol=1e-3)
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 97)
+    chunked = fit_logistic_regression(features, labels, 10, 1e-3)
+    np.testing.assert_allclose(chunked.weight, alone.weight, atol=1e-3)
+
+
+def test_a_class_without_images_and_constant_features_are_no_obstacle():
+    features, labels = network_like_features(num_images=200, dimension=8, num_classes=3)
+    features = np.concatenate([features, np.ones((200, 1), np.float32)], axis=1)
+    fitted = fit_logistic_regression(features, labels, 4, 1e-2)
+    assert np.isfinite(fitted.weight).all()
+    assert (fitted.scores(features).argmax(axis=1) != 3).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(features=np.zeros((3, 2, 1))), "must be"),
+        (dict(features=np.full((4, 2), np.nan)), "image 0 are not finite"),
+        (dict(labels=np.zeros(3, int)), "labels must be"),
+        (dict(labels=np.array([0, 1, 2, 3])), "must lie in"),
+        (dict(labels=np.zeros(4)), "integers"),
+        (dict(num_classes=1, labels=np.zeros(4, int)), "num_classes"),
+        (dict(l2=0.0), "positive"),
+        (dict(l2=float("nan")), "positive"),
+    ],
+)
+def test_bad_input_is_refused(change, message):
+    arguments = dict(features=np.eye(4, 2), labels=np.array([0, 1, 0, 1]), num_classes=3, l2=1.0) | change
+    with pytest.raises(ValueError, match=message):
+        fit_logistic_regression(**arguments)
+
+
+def test_too_few_iterations_are_an_error():
+    features, labels = network_like_features()
+    with pytest.raises(RuntimeError, match="did not converge in 2 iterations"):
+        fit_logistic_regression(features, labels, 10, 1e-4, max_iterations=2)

@@ -1,0 +1,190 @@
+"""Linear probe: what a frozen backbone's features tell about a dataset's classes.
+
+Features are extracted once. A logistic regression is fitted to convergence with the strength that does best on a
+held-out part of the *training* images, then once more on all of them, and judged on the test images.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from wsl_d2.transfer.features import ProbeError
+from wsl_d2.transfer.logistic_regression import FeatureBasis, LogisticRegression, fit_logistic_regression
+
+# Strengths tried, of the mean objective; features are scaled to unit variance on average before.
+L2_GRID = tuple(10.0**exponent for exponent in range(-8, 2))
+
+
+@dataclass
+class ProbeResult:
+    """Outcome of a linear probe.
+
+    Attributes:
+        top1, top5: percent of the test images.
+        per_class_top1: (C,) percent; NaN for a class without test images.
+        correct: (N,) bool, whether each test image's label got the highest score.
+        l2: the strength chosen.
+        held_out_top1: strength -> percent on the held-out part of the training images.
+        classifier: fitted to all training images.
+        num_train, num_test: images.
+    """
+
+    top1: float
+    top5: float
+    per_class_top1: np.ndarray
+    correct: np.ndarray
+    l2: float
+    held_out_top1: dict[float, float]
+    classifier: LogisticRegression
+    num_train: int
+    num_test: int
+
+
+def top_k_hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Returns (N,) bool: whether each image's label is among its k highest scores; a tie counts as lower.
+
+    Args:
+        scores: (N, C).
+        labels: (N,) int64 in [0, C).
+    """
+    own = scores[np.arange(len(labels)), labels]
+    return (scores >= own[:, None]).sum(axis=1) <= k
+
+
+def split_held_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits images into a fitting and a held-out part, class by class, as far as a class has two images.
+
+    Args:
+        labels: (N,) integers.
+        fraction: of each class to hold out, in (0, 1); at least one image of each class with two or more.
+        seed: the same seed gives the same split.
+
+    Returns:
+        (fitting rows, held-out rows), each sorted int64.
+
+    Raises:
+        ProbeError: no class has two images.
+    """
+    rng = np.random.default_rng(seed)
+    held_out = []
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        if len(rows) >= 2:
+            held_out.append(rows[: min(len(rows) - 1, max(1, round(fraction * len(rows))))])
+    if not held_out:
+        raise ProbeError("no class has two training images, so none can be held out to choose l2; give l2 yourself.")
+    chosen = np.sort(np.concatenate(held_out))
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def few_shot_rows(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Draws ``shots`` images of each class without replacement; draws of fewer shots are subsets (same seed).
+
+    Raises:
+        ProbeError: a class has fewer images.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        if len(rows) < shots:
+            raise ProbeError(f"class {label} has {len(rows)} training images, fewer than the {shots} shots asked for.")
+        chosen.append(rows[:shots])
+    return np.sort(np.concatenate(chosen))
+
+
+def choose_l2(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    grid: Sequence[float] = L2_GRID,
+    held_out_fraction: float = 0.1,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> tuple[float, dict[float, float]]:
+    """Chooses the strength with the highest top-1 on held-out training images; of equal ones the strongest.
+
+    Returns:
+        (the strength, strength -> held-out top-1 in percent). A warning is logged when the best is at an end of the
+        grid.
+    """
+    fitting, held_out = split_held_out(labels, held_out_fraction, seed)
+    basis = FeatureBasis(features[fitting], device)
+    accuracy: dict[float, float] = {}
+    previous = None
+    for l2 in sorted(grid, reverse=True):  # from strong to weak, each started at the last: a path of solutions
+        previous = fit_logistic_regression(basis, labels[fitting], num_classes, l2, init=previous)
+        hits = top_k_hits(previous.scores(features[held_out]), labels[held_out], 1)
+        accuracy[l2] = 100.0 * float(hits.mean())
+    best = max(accuracy, key=lambda l2: (accuracy[l2], l2))
+    if len(accuracy) > 1 and best in (min(accuracy), max(accuracy)):
+        logging.getLogger(__name__).warning(
+            f"the best l2, {best:g}, is at an end of the grid {min(accuracy):g} to {max(accuracy):g}; widen it."
+        )
+    return best, accuracy
+
+
+def linear_probe(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    num_classes: int,
+    *,
+    l2: float | None = None,
+    grid: Sequence[float] = L2_GRID,
+    held_out_fraction: float = 0.1,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> ProbeResult:
+    """Fits on the training features, judges on the test features.
+
+    Features of both parts are centred by the training mean and divided by one number, the root mean square deviation
+    over all axes, so that a strength means the same for every backbone; the axes keep their relative sizes.
+
+    Args:
+        train_features, test_features: (N, D) and (M, D), finite.
+        train_labels, test_labels: (N,) and (M,) integers in [0, num_classes).
+        num_classes: C.
+        l2: a strength; chosen on held-out training images if None.
+        grid, held_out_fraction, seed: see :func:`choose_l2`.
+        device: where to fit.
+
+    Raises:
+        ProbeError: no training or test images.
+        ValueError: shapes or values that :func:`fit_logistic_regression` refuses.
+    """
+    if not len(train_labels) or not len(test_labels):
+        raise ProbeError(f"a probe needs training and test images, got {len(train_labels)} and {len(test_labels)}.")
+    mean = train_features.mean(axis=0, dtype=np.float64)
+    spread = float(np.sqrt(train_features.var(axis=0, dtype=np.float64).mean())) or 1.0
+    train = ((train_features - mean) / spread).astype(np.float32)
+    test = ((test_features - mean) / spread).astype(np.float32)
+    held_out: dict[float, float] = {}
+    if l2 is None:
+        l2, held_out = choose_l2(
+            train, train_labels, num_classes, grid=grid, held_out_fraction=held_out_fraction, seed=seed, device=device
+        )
+    classifier = fit_logistic_regression(train, train_labels, num_classes, l2, device=device)
+    scores = classifier.scores(test)
+    correct = top_k_hits(scores, test_labels, 1)
+    num_images = np.bincount(test_labels, minlength=num_classes)
+    with np.errstate(invalid="ignore"):
+        per_class = 100.0 * np.bincount(test_labels, weights=correct, minlength=num_classes) / num_images
+    return ProbeResult(
+        top1=100.0 * float(correct.mean()),
+        top5=100.0 * float(top_k_hits(scores, test_labels, 5).mean()),
+        per_class_top1=per_class,
+        correct=correct,
+        l2=l2,
+        held_out_top1=held_out,
+        classifier=classifier,
+        num_train=len(train_labels),
+        num_test=len(test_labels),
+    )
