@@ -141,11 +141,14 @@ class HashtagClassifier(nn.Module):
 
     def logits(self, batch: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """(N, C) float32 logits of a batch as :meth:`forward` takes it; labels are not needed."""
-        features = self.backbone(self._preprocess(batch))["res5"]
-        pooled = F.adaptive_avg_pool2d(features, 1).flatten(1)
+        pooled = self.features(batch)
         # A softmax over 17,000 classes is too fine for half precision: the head always runs in float32.
         with torch.autocast(pooled.device.type, enabled=False):
             return self.head(pooled.to(self.head.weight.dtype)).float()
+
+    def features(self, batch: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        """(N, D) features of a batch as :meth:`forward` takes it: "res5" averaged over each image."""
+        return F.adaptive_avg_pool2d(self.backbone(self._preprocess(batch))["res5"], 1).flatten(1)
 
     def _preprocess(self, batch: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """(N, 3, H, W) float32 on the model's device, normalised; keeps the batch's memory format."""

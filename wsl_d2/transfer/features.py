@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from wsl_d2.data import HashtagDataset
 from wsl_d2.data.build import collate
+from wsl_d2.modeling import HashtagClassifier
 
 _BATCHES_BETWEEN_FLUSHES = 50
 
@@ -51,7 +51,7 @@ def feature_key(dataset: HashtagDataset, weights_sha256: str, settings: dict) ->
 
 
 def extract_features(
-    model: torch.nn.Module,
+    model: HashtagClassifier,
     dataset: HashtagDataset,
     folder: str | Path,
     key: str,
@@ -63,7 +63,7 @@ def extract_features(
     """Returns the features of every image, computing what an earlier call with the same key has not.
 
     Args:
-        model: a HashtagClassifier; its backbone's "res5", averaged over the image, are the features.
+        model: its ``features`` are taken, "res5" averaged over the image.
         dataset: with a test mapper; every image has exactly one label.
         folder: where features are kept, in ``<key>.npy`` and ``<key>.json``.
         key: see :func:`feature_key`.
@@ -78,7 +78,7 @@ def extract_features(
     folder.mkdir(parents=True, exist_ok=True)
     num_images = len(dataset)
     device = next(model.parameters()).device
-    dimension = model.backbone.output_shape()["res5"].channels  # type: ignore[operator]
+    dimension = model.backbone.output_shape()["res5"].channels
     progress_path, values_path = folder / f"{key}.json", folder / f"{key}.npy"
     done, damaged = 0, []
     if progress_path.is_file() and values_path.is_file():
@@ -109,8 +109,7 @@ def extract_features(
         for number, batch in enumerate(loader):
             rows = slice(done, done + len(batch["keys"]))
             labels[rows] = _single_labels(batch)
-            pooled = F.adaptive_avg_pool2d(model.backbone(model._preprocess(batch))["res5"], 1)  # type: ignore[operator]
-            values[rows] = pooled.flatten(1).float().cpu().numpy()
+            values[rows] = model.features(batch).float().cpu().numpy()
             if batch["skipped"]:
                 damaged += _damaged_rows(dataset, rows)
             done = rows.stop

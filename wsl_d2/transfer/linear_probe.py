@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from wsl_d2.transfer.features import ProbeError
-from wsl_d2.transfer.logistic_regression import FeatureBasis, LogisticRegression, fit_logistic_regression
+from wsl_d2.transfer.logistic_regression import CentredFeatures, LogisticRegression, fit_logistic_regression
 
 # Strengths tried, of the mean objective; features are scaled to unit variance on average before.
 L2_GRID = tuple(10.0**exponent for exponent in range(-8, 2))
@@ -115,11 +115,11 @@ def choose_l2(
         grid.
     """
     fitting, held_out = split_held_out(labels, held_out_fraction, seed)
-    basis = FeatureBasis(features[fitting], device)
+    centred = CentredFeatures(features[fitting], device)
     accuracy: dict[float, float] = {}
     previous = None
     for l2 in sorted(grid, reverse=True):  # from strong to weak, each started at the last: a path of solutions
-        previous = fit_logistic_regression(basis, labels[fitting], num_classes, l2, init=previous)
+        previous = fit_logistic_regression(centred, labels[fitting], num_classes, l2, init=previous)
         hits = top_k_hits(previous.scores(features[held_out]), labels[held_out], 1)
         accuracy[l2] = 100.0 * float(hits.mean())
     best = max(accuracy, key=lambda l2: (accuracy[l2], l2))

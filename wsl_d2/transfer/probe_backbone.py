@@ -1,0 +1,172 @@
+"""From a config, weights and two datasets to a finished linear probe on disk."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+from scipy import stats
+
+from wsl_d2.checkpoint import check_pixel_statistics, load_backbone
+from wsl_d2.data import HashtagDataset, register_datasets
+from wsl_d2.data.build import get_hashtag_dataset
+from wsl_d2.data.mapper import HashtagMapper
+from wsl_d2.data.shards import sha256_of
+from wsl_d2.hashtags import Vocabulary
+from wsl_d2.transfer.features import Features, ProbeError, extract_features, feature_key
+from wsl_d2.transfer.linear_probe import L2_GRID, few_shot_rows, linear_probe
+
+logger = logging.getLogger(__name__)
+
+
+def probe_backbone(
+    cfg,
+    weights: str,
+    train: str,
+    test: str,
+    output: str | Path,
+    *,
+    l2: float | None = None,
+    grid: Sequence[float] = L2_GRID,
+    held_out_fraction: float = 0.1,
+    shots: Sequence[int] = (),
+    num_seeds: int = 5,
+    seed: int = 0,
+) -> tuple[dict, list[dict]]:
+    """Probes a backbone and writes ``probe.json`` and ``classes.csv``; features are kept in ``output/features``.
+
+    Args:
+        cfg: of a HashtagClassifier, not frozen; gives architecture, pixel statistics, image size and device.
+        weights: a file or a name in the weight catalog; every tensor of the backbone must be in it.
+        train, test: names of registered datasets (``DATASETS.HASHTAG_FOLDERS``) with one label an image and the same
+            vocabulary.
+        output: a folder.
+        l2, grid, held_out_fraction, seed: see :func:`wsl_d2.transfer.linear_probe.linear_probe`.
+        shots: numbers of training images a class for further probes, each drawn ``num_seeds`` times.
+
+    Returns:
+        (what probe.json holds, the rows of classes.csv). Half widths are of 95% intervals: over test images for the
+        whole training set, over draws for few shots.
+
+    Raises:
+        ProbeError: the datasets' vocabularies differ, an image has not exactly one label, or a class too few images.
+        IncompleteLoadError, PixelStatisticsError, ShardError: weights or datasets that cannot be used.
+    """
+    output = Path(output)
+    if cfg.MODEL.META_ARCHITECTURE != "HashtagClassifier":
+        raise ProbeError(
+            f"the config trains a {cfg.MODEL.META_ARCHITECTURE}; a probe needs one of a HashtagClassifier."
+        )
+    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
+        raise ProbeError("MODEL.DEVICE is 'cuda', but no GPU can be used; add `MODEL.DEVICE cpu` to the command.")
+    register_datasets(cfg)
+    train_set, test_set = get_hashtag_dataset(train), get_hashtag_dataset(test)
+    if train_set.vocabulary_checksum != test_set.vocabulary_checksum:
+        raise ProbeError(
+            f"{train} ({train_set.folder}) and {test} ({test_set.folder}) have different vocabularies, so their "
+            "labels do not agree; prepare both with the same vocabulary.json."
+        )
+    cfg.MODEL.HASHTAG_CLASSIFIER.NUM_CLASSES = train_set.num_labels
+    cfg.freeze()
+    model = build_model(cfg)
+    path = PathManager.get_local_path(weights)
+    load_backbone(model, path)
+    check_pixel_statistics(cfg, path)
+    parts = [_features(cfg, model, path, dataset, output / "features") for dataset in (train_set, test_set)]
+    fit, judge = ((part.values[part.kept], part.labels[part.kept]) for part in parts)
+    num_classes = train_set.num_labels
+    options = {"grid": grid, "held_out_fraction": held_out_fraction, "seed": seed, "device": cfg.MODEL.DEVICE}
+    result = linear_probe(*fit, *judge, num_classes, l2=l2, **options)  # type: ignore[arg-type]
+    logger.info(f"top-1 {result.top1:.2f}, top-5 {result.top5:.2f} with l2 {result.l2:g}")
+
+    few_shot = []
+    for number in shots:
+        top1 = []
+        for draw in range(num_seeds):
+            rows = few_shot_rows(fit[1], number, seed + draw)
+            probe = linear_probe(fit[0][rows], fit[1][rows], *judge, num_classes, l2=result.l2, device=cfg.MODEL.DEVICE)
+            top1.append(probe.top1)
+        spread = float(np.std(top1, ddof=1)) if num_seeds > 1 else math.nan
+        width = float(stats.t.ppf(0.975, num_seeds - 1)) * spread / math.sqrt(num_seeds) if num_seeds > 1 else math.nan
+        few_shot.append({"shots": number, "top1": top1, "top1_mean": float(np.mean(top1)), "top1_half_width": width})
+        logger.info(f"{number} images a class: top-1 {few_shot[-1]['top1_mean']:.2f}")
+
+    share = result.top1 / 100
+    record = {
+        "train": train,
+        "test": test,
+        "weights": weights,
+        "weights_sha256": sha256_of(path),
+        "architecture": cfg.MODEL.BACKBONE.NAME,
+        "num_train": result.num_train,
+        "num_test": result.num_test,
+        "num_damaged": sum(len(part.labels) - len(part.kept) for part in parts),
+        "top1": result.top1,
+        "top1_half_width": 196 * math.sqrt(share * (1 - share) / result.num_test),
+        "top5": result.top5,
+        "l2": result.l2,
+        "l2_was_chosen": l2 is None,
+        "held_out_top1": {f"{strength:g}": value for strength, value in result.held_out_top1.items()},
+        "few_shot_l2": result.l2,
+        "few_shot": few_shot,
+        "seed": seed,
+    }
+    classes = _classes(train_set, result.per_class_top1, judge[1])
+    with open(output / "classes.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(classes[0]))
+        writer.writeheader()
+        writer.writerows(classes)
+    partial = output / "probe.json.partial"
+    partial.write_text(json.dumps(_without_nan(record), indent=1) + "\n")
+    os.replace(partial, output / "probe.json")
+    return record, classes
+
+
+def _features(cfg, model, weights_path: str, dataset: HashtagDataset, folder: Path) -> Features:
+    dataset.mapper = HashtagMapper.from_config(cfg, is_train=False)
+    dataset.check_shards()
+    settings = {
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "format": cfg.INPUT.FORMAT,
+        "size": cfg.INPUT.RANDOM_RESIZED_CROP.SIZE,
+        "short_side": cfg.INPUT.TEST_RESIZE_SHORT_SIDE,
+        "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
+        "pixel_std": list(cfg.MODEL.PIXEL_STD),
+    }
+    return extract_features(
+        model,
+        dataset,
+        folder,
+        feature_key(dataset, sha256_of(weights_path), settings),
+        batch_size=cfg.TEST.IMS_PER_BATCH,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        max_damaged_fraction=cfg.DATALOADER.MAX_DAMAGED_FRACTION,
+    )
+
+
+def _classes(dataset: HashtagDataset, per_class_top1: np.ndarray, test_labels: np.ndarray) -> list[dict]:
+    vocabulary = Vocabulary.load(dataset.folder / "vocabulary.json")
+    counts = np.bincount(test_labels, minlength=len(vocabulary))
+    return [
+        {"synset": synset, "name": names[0], "num_test": int(count), "top1": float(top1)}
+        for synset, names, count, top1 in zip(
+            vocabulary.synsets, vocabulary.hashtags, counts, per_class_top1, strict=True
+        )
+    ]
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
