@@ -4,8 +4,8 @@ The objective is scikit-learn's, per image: mean cross-entropy in nats + l2 / 2 
 (scikit-learn's C is 1 / (l2 * N)). It is strictly convex in W, so every solver finds the same one.
 
 The solver is L-BFGS on changed variables. Averaged over classes, the objective's Hessian is
-M = X' diag(w) X / N + l2 * I with w the mean over classes of p * (1 - p). With M = L L', the variables W L see about the
-identity. M is computed again every few dozen iterations, since w shrinks by orders of magnitude where the classes can
+M = X' diag(w) X / N + l2 * I with w the mean over classes of p * (1 - p). With M = L L', the variables W L see about
+the identity. M is computed again every few dozen iterations, since w shrinks by orders of magnitude where classes can
 be separated.
 
 Shapes: N images, D features, C classes.
