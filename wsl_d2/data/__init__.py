@@ -7,6 +7,7 @@ from wsl_d2.data.detection import build_resumable_detection_train_loader
 from wsl_d2.data.resampling import image_repeat_factors, repeat_factors
 from wsl_d2.data.sampler import HashtagSampler
 from wsl_d2.data.shards import HashtagIndex, ShardError, finish_dataset, index_shard, write_shard
+from wsl_d2.data.views import make_view
 
 __all__ = [
     "HashtagDataset",
@@ -19,6 +20,7 @@ __all__ = [
     "finish_dataset",
     "image_repeat_factors",
     "index_shard",
+    "make_view",
     "register_coco_dataset",
     "register_datasets",
     "register_hashtag_dataset",

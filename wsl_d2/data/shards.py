@@ -191,6 +191,12 @@ def index_shard(tar_path: str | Path, vocabulary: Vocabulary) -> ShardIndex:
         num_unlabelled=len(images) - len(keys),
         vocabulary_checksum=vocabulary.checksum,
     )
+    write_index(tar_path, index)
+    return index
+
+
+def write_index(tar_path: str | Path, index: ShardIndex) -> None:
+    """Writes a shard's index atomically beside the tar."""
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -205,7 +211,6 @@ def index_shard(tar_path: str | Path, vocabulary: Vocabulary) -> ShardIndex:
         },
     )
     write_atomically(index_path(tar_path), buffer.getvalue())
-    return index
 
 
 def read_index(tar_path: str | Path) -> ShardIndex:
