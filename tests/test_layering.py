@@ -35,7 +35,7 @@ ALLOWED_LIBRARIES = {
         "tqdm",
         "matplotlib",
     },
-    "analysis": {"numpy", "scipy", "pycocotools", "matplotlib", "PIL", "yaml"},
+    "analysis": {"numpy", "scipy", "pycocotools", "matplotlib", "PIL", "yaml", "submitit"},
 }
 FORBIDDEN_MODULES = {"pkg_resources", "model_zoo"}
 FORBIDDEN_ARGUMENTS = {("weights_only", False), ("allow_pickle", True)}
