@@ -17,10 +17,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["wsl_d2", "wsl_d2.*"]),
-    package_data={"wsl_d2.hashtags": ["*.txt"]},
+    package_data={"wsl_d2.hashtags": ["*.txt", "*.tsv"]},
     install_requires=[
         "torch>=2.10",
         "torchvision>=0.25",
+        "emoji>=2.10",
         "fvcore",
         "iopath",
         "matplotlib",
@@ -33,6 +34,7 @@ setup(
         "pycocotools>=2.0.8",
         "safetensors>=0.4",
         "scipy>=1.11",
+        "symspellpy>=6.9",
         "setuptools<81",  # tensorboard and fvcore of this age still import pkg_resources
         "tensorboard",
         "tqdm",

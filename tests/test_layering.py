@@ -23,18 +23,7 @@ ALLOWED_ROOMS = {
 }
 # room -> the libraries that it may import; None: any
 ALLOWED_LIBRARIES = {
-    "hashtags": {
-        "nltk",
-        "numpy",
-        "emoji",
-        "wordninja",
-        "wordsegment",
-        "daft",
-        "pyarrow",
-        "fsspec",
-        "tqdm",
-        "matplotlib",
-    },
+    "hashtags": {"nltk", "numpy", "emoji", "symspellpy", "daft", "pyarrow", "fsspec", "tqdm", "matplotlib"},
     "analysis": {"numpy", "scipy", "pycocotools", "matplotlib", "PIL", "yaml", "submitit"},
 }
 FORBIDDEN_MODULES = {"pkg_resources", "model_zoo"}

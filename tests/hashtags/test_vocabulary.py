@@ -18,6 +18,7 @@ from wsl_d2.hashtags import (
     normalize_hashtag,
     read_hashtag_counts,
 )
+from wsl_d2.hashtags.vocabulary import imagenet_1k_synsets
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "build_vocabulary.py"
 
@@ -76,12 +77,26 @@ def test_a_hashtag_of_several_synsets_goes_to_its_most_frequent_sense(imagenet, 
     assert all_nouns.match("#bank").synset == "n09213565"  # of a river: WordNet's first sense
 
 
-def test_a_synset_that_lost_its_hashtags_is_dropped(imagenet):
-    assert CRANE_BIRD not in imagenet.synsets
-    # crane (bird), maillot, which "maillot, tank suit" contains
-    assert imagenet.built_with["dropped_synsets"] == [CRANE_BIRD, "n03710637"]
-    assert len(imagenet) == 998
-    assert sum(map(len, imagenet.hashtags)) == 1804
+def test_every_synset_of_imagenet_is_reached(imagenet):
+    # "crane" is the machine, "maillot" the swimsuit: the bird and the tights get a compound.
+    assert imagenet.built_with["disambiguated"] == {CRANE_BIRD: "cranebird", "n03710637": "maillottights"}
+    assert imagenet.match("#CraneBird").synset == CRANE_BIRD
+    assert len(imagenet) == 1000 and sorted(imagenet.synsets) == imagenet_1k_synsets()
+    assert sum(map(len, imagenet.hashtags)) == 1806
+    assert all(imagenet.match(group[0]).label == label for label, group in enumerate(imagenet.hashtags))
+
+
+def test_coco(wordnet):
+    coco = Vocabulary.build("coco", wordnet)
+    assert len(coco) == 80
+    assert coco.match("#hotdog").synset == "n07697537" and coco.match("#frisbee") is not None
+    with pytest.raises(ValueError, match="chooses its own synsets"):
+        Vocabulary.build("coco", wordnet, synsets=["n02084071"])
+
+
+def test_senses_that_photos_mean_come_first(all_nouns):
+    assert all_nouns.match("#tiger").synset == "n02129604"  # the feline; WordNet first lists a fierce person
+    assert all_nouns.match("#otter").synset == "n02444819"  # the animal, not its fur
 
 
 def test_all_nouns(all_nouns, wordnet):
@@ -138,7 +153,7 @@ def test_counts_choose_the_most_frequent(wordnet, monkeypatch):
 def test_build_refuses_what_it_cannot_build(wordnet):
     with pytest.raises(ValueError, match="'8.5k'.*needs counts"):
         Vocabulary.build("8.5k", wordnet)
-    with pytest.raises(ValueError, match=r"unknown vocabulary '2k'; choose one of 1\.5k, 8\.5k, 17k, or"):
+    with pytest.raises(ValueError, match=r"unknown vocabulary '2k'; choose one of 1\.5k, 8\.5k, 17k, coco, or"):
         Vocabulary.build("2k", wordnet)
     with pytest.raises(ValueError, match="'1.5k' is built in"):
         Vocabulary.build("1.5k", wordnet, synsets=[DOG])
@@ -274,7 +289,7 @@ def test_the_tool_writes_a_vocabulary_and_says_its_size(tmp_path, imagenet):
     command = [sys.executable, str(TOOL), "--vocabulary", "1.5k", "--output", str(output)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert f"998 labels, 1804 hashtags, checksum {imagenet.checksum}" in result.stdout
+    assert f"1000 labels, 1806 hashtags, checksum {imagenet.checksum}" in result.stdout
     assert CRANE_BIRD in result.stdout
     assert Vocabulary.load(output) == imagenet
     refused = subprocess.run([*command[:3], "8.5k", *command[4:]], capture_output=True, text=True)

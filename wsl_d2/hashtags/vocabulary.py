@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .normalize import normalize_hashtag
-from .wordnet import WORDNET_VERSION, load_wordnet, synset_to_wnid, wnid_to_synset
+from .wordnet import WORDNET_VERSION, load_wordnet, preferred_senses, synset_to_wnid, wnid_to_synset
 
 FORMAT = "wsl_d2 vocabulary"
 FORMAT_VERSION = 1
-BUILTIN_NAMES = ("1.5k", "8.5k", "17k")
+BUILTIN_NAMES = ("1.5k", "8.5k", "17k", "coco")
 NUM_MOST_FREQUENT = 8500  # labels of "8.5k"
 
 _IMAGENET_1K_FILE = Path(__file__).with_name("imagenet1k_synsets.txt")
+_COCO_FILE = Path(__file__).with_name("coco_synsets.tsv")
 
 
 class VocabularyError(ValueError):
@@ -113,14 +114,15 @@ class Vocabulary:
 
         Each synset's hashtags are its lemma names, normalised. A hashtag that names several synsets of the
         vocabulary goes to its most frequent sense, by WordNet's order of senses (then to the smaller id):
-        "crane" is the machine in "1.5k". A synset that loses all its hashtags this way, or never had one, is
-        dropped: no image could carry it. So there can be fewer labels than synsets given, and there are more
-        hashtags than labels. `built_with["dropped_synsets"]` lists what was dropped of given synsets.
+        "crane" is the machine in "1.5k". (Where that order is arbitrary and wrong for photos, preferred_senses.tsv
+        corrects it.) Of synsets that are chosen one by one ("1.5k", "coco", a free name), one that loses all its
+        hashtags this way gets a compound with the nearest more general word, "cranebird";
+        `built_with["disambiguated"]` lists them. In "17k" and "8.5k" it is dropped: no image could carry it.
 
         Args:
-            name: "1.5k": the 1,000 synsets of ImageNet-1k. "17k": all noun synsets; with `counts`, those seen
-                at least once. "8.5k": the 8,500 labels of "17k" that most images carry. Any other name, with
-                `synsets`.
+            name: "1.5k": the 1,000 synsets of ImageNet-1k. "coco": COCO's 80 categories. "17k": all noun synsets; with
+                `counts`, those seen at least once. "8.5k": the 8,500 labels of "17k" that most images carry. Any other
+                name, with `synsets`.
             wordnet: the reader that `load_wordnet()` returns.
             counts: hashtag -> number of images; spellings that normalise alike are added up. "8.5k" needs
                 them, "17k" can use them, other names ignore them.
@@ -150,13 +152,15 @@ class Vocabulary:
         if name in ("17k", "8.5k"):
             members = list(wordnet.all_synsets("n"))
         else:
-            wnids = imagenet_1k_synsets() if synsets is None else sorted(set(synsets))
+            builtin = {"1.5k": imagenet_1k_synsets, "coco": coco_synsets}
+            wnids = sorted(set(builtin[name]() if synsets is None else synsets))
             members = [wnid_to_synset(wordnet, wnid) for wnid in wnids]
         merged = _merge_synonyms(wordnet, members)
 
         built_with: dict[str, Any] = {"num_synsets_given": len(members)}
         if name not in ("17k", "8.5k"):
-            built_with["dropped_synsets"] = [wnid for wnid in wnids if wnid not in merged]
+            lost = [synset for synset in members if synset_to_wnid(synset) not in merged]
+            built_with["disambiguated"] = _disambiguate(lost, merged)
         if name in ("17k", "8.5k") and counts is not None:
             image_counts = _count_labels(merged, counts)
             if not image_counts:
@@ -320,6 +324,12 @@ def imagenet_1k_synsets() -> list[str]:
     return _IMAGENET_1K_FILE.read_text(encoding="ascii").split()
 
 
+def coco_synsets() -> list[str]:
+    """The WordNet ids of COCO's 80 categories, in COCO's order."""
+    lines = _COCO_FILE.read_text(encoding="utf-8").splitlines()
+    return [line.split("\t")[0] for line in lines if not line.startswith("#")]
+
+
 def read_hashtag_counts(path: str | os.PathLike[str]) -> dict[str, int]:
     """Reads how many images carry each hashtag.
 
@@ -376,7 +386,10 @@ def _merge_synonyms(wordnet: Any, members: Iterable[Any]) -> dict[str, list[str]
             if lemma not in ranks:
                 senses = wordnet.synsets(lemma, "n")
                 ranks[lemma] = {sense.offset(): rank for rank, sense in reversed(list(enumerate(senses)))}
-            claim = (ranks[lemma].get(synset.offset(), len(ranks[lemma])), wnid)
+            rank = (
+                -1 if preferred_senses().get(hashtag) == wnid else ranks[lemma].get(synset.offset(), len(ranks[lemma]))
+            )
+            claim = (rank, wnid)
             claims[hashtag] = min(claims.get(hashtag, claim), claim)
             lemma_order[wnid].append(hashtag)
     merged = {}
@@ -385,6 +398,22 @@ def _merge_synonyms(wordnet: Any, members: Iterable[Any]) -> dict[str, list[str]
         if own:
             merged[wnid] = own
     return merged
+
+
+def _disambiguate(lost: Iterable[Any], merged: dict[str, list[str]]) -> dict[str, str]:
+    """Gives each synset a hashtag in ``merged``: its name and that of the nearest hypernym of a one-word name."""
+    taken = {hashtag for group in merged.values() for hashtag in group}
+    given = {}
+    for synset in lost:
+        for above in reversed(min(synset.hypernym_paths(), key=len)[:-1]):
+            word = above.lemma_names()[0]
+            hashtag = normalize_hashtag(synset.lemma_names()[0] + word)
+            if "_" not in word and hashtag not in taken:
+                taken.add(hashtag)
+                merged[synset_to_wnid(synset)] = [hashtag]
+                given[synset_to_wnid(synset)] = hashtag
+                break
+    return given
 
 
 def _count_labels(merged: Mapping[str, Sequence[str]], counts: Mapping[str, int]) -> dict[str, int]:

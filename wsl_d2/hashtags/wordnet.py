@@ -33,6 +33,8 @@ _LEXNAMES = (
 ).split()
 _LEXNAME_POS_NUMBER = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
 
+_PREFERRED_SENSES_FILE = Path(__file__).with_name("preferred_senses.tsv")
+
 _WNID = re.compile(r"n\d{8}")
 
 _HOW_TO_GET = (
@@ -158,6 +160,18 @@ def load_wordnet(path: str | Path | None = None) -> WordNetCorpusReader:
             file and the ways to get it.
     """
     return _open(find_wordnet(path))
+
+
+@functools.cache
+def preferred_senses() -> dict[str, str]:
+    """Returns normalised spelling -> id of the sense to put first, from preferred_senses.tsv.
+
+    WordNet orders senses by how often they occur in its tagged texts; where they never do, the order is arbitrary, and
+    "tiger" is first a fierce person, "otter" first a fur.
+    """
+    lines = _PREFERRED_SENSES_FILE.read_text(encoding="utf-8").splitlines()
+    rows = (line.split("\t") for line in lines if line and not line.startswith("#"))
+    return {spelling: wnid for spelling, wnid, _ in rows}
 
 
 def synset_to_wnid(synset: Synset) -> str:
