@@ -21,6 +21,9 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.INPUT.RANDOM_RESIZED_CROP.SCALE = (0.08, 1.0)  # fraction of the image's area
     cfg.INPUT.RANDOM_RESIZED_CROP.RATIO = (3.0 / 4.0, 4.0 / 3.0)  # width / height
     cfg.INPUT.TEST_RESIZE_SHORT_SIDE = 256  # pixels; the centre crop is taken after it
+    # How JPEG becomes a crop: "exact" is torchvision's result bit for bit; "fast" shrinks training images while
+    # decoding them (tests as "exact"); "box" lets the resizing filter see the pixels around the crop.
+    cfg.INPUT.DECODING = "fast"
     cfg.DATALOADER.RESAMPLING = CN()
     cfg.DATALOADER.RESAMPLING.MODE = "sqrt"  # "natural", "sqrt" or "uniform"
     cfg.DATALOADER.RESAMPLING.THRESHOLD = 1e-3  # hashtag frequency (a fraction of images) below which images repeat
