@@ -31,6 +31,7 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.DATALOADER.LABEL_NOISE = CN()
     cfg.DATALOADER.LABEL_NOISE.FRACTION = 0.0  # in [0, 1]
     cfg.DATALOADER.LABEL_NOISE.SEED = 0
+    cfg.DATALOADER.PREFETCH_BATCHES = 2  # batches that each worker keeps ready
     # A run stops when more than this fraction of the images it drew could not be decoded (8 are always allowed).
     cfg.DATALOADER.MAX_DAMAGED_FRACTION = 1e-3
     cfg.TEST.IMS_PER_BATCH = 64  # images per process when evaluating a HashtagClassifier

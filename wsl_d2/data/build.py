@@ -6,12 +6,14 @@ images each label belongs to, "keys" (N,) list of str, "skipped" list of (key, r
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from wsl_d2.data.dataset import HashtagDataset
 from wsl_d2.data.mapper import HashtagMapper
@@ -23,7 +25,8 @@ def collate(samples: list[dict]) -> dict:
     """Stacks N samples of :class:`HashtagDataset` into one batch."""
     counts = [len(sample["labels"]) for sample in samples]
     return {
-        "image": torch.from_numpy(np.stack([sample["image"] for sample in samples])),
+        # In a worker, torch stacks straight into the shared memory that the batch is handed over in.
+        "image": default_collate([torch.from_numpy(sample["image"]) for sample in samples]),
         "labels": torch.from_numpy(np.concatenate([sample["labels"] for sample in samples])),
         "image_index": torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
         "keys": [sample["key"] for sample in samples],
@@ -109,12 +112,32 @@ class _BatchSampler:
         return self.sampler.batches()
 
 
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Keeps a worker alive when Ctrl-C or a scheduler signals all processes: the main one still saves its state."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def _worker_options(cfg) -> dict:
+    """DataLoader's arguments that training and testing share."""
+    num_workers = cfg.DATALOADER.NUM_WORKERS
+    return {
+        "num_workers": num_workers,
+        "collate_fn": collate,
+        "pin_memory": torch.cuda.is_available(),
+        "prefetch_factor": cfg.DATALOADER.PREFETCH_BATCHES if num_workers else None,
+        "worker_init_fn": _leave_signals_to_the_main_process,
+    }
+
+
 def build_hashtag_train_loader(cfg, start_iteration: int = 0) -> DataLoader:
     """Builds the infinite training loader of this process.
 
     Args:
         cfg: reads DATASETS.TRAIN, DATALOADER, INPUT, SOLVER.IMS_PER_BATCH and SEED.
         start_iteration: the first iteration to deliver; the batches are those an uninterrupted run would get.
+
+    A batch raises RuntimeError that names the process if a worker died, as when the system ran out of memory.
 
     Raises:
         ShardError: a shard is missing or has another size than the manifest says.
@@ -125,10 +148,8 @@ def build_hashtag_train_loader(cfg, start_iteration: int = 0) -> DataLoader:
     return DataLoader(
         dataset,
         batch_sampler=_BatchSampler(sampler),  # type: ignore[arg-type]
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
         persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
+        **_worker_options(cfg),
     )
 
 
@@ -141,7 +162,6 @@ def build_hashtag_test_loader(cfg, name: str) -> DataLoader:
         dataset,
         batch_size=cfg.TEST.IMS_PER_BATCH,
         sampler=InferenceSampler(len(dataset)),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=collate,
         drop_last=False,
+        **_worker_options(cfg),
     )
