@@ -7,6 +7,7 @@ images each label belongs to, "keys" (N,) list of str, "skipped" list of (key, r
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -112,6 +113,21 @@ class _BatchSampler:
         return self.sampler.batches()
 
 
+class _WorkerLoader(DataLoader):
+    """A DataLoader that ends with one kind of error, RuntimeError, whenever a worker process dies."""
+
+    def __iter__(self) -> Iterator[dict]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except (ConnectionError, EOFError) as error:
+            if "DataLoader worker" in str(error):  # raised by the dataset, and handed on by a living worker
+                raise
+            raise RuntimeError(
+                "a DataLoader worker process died while handing over a batch, most often because memory ran out; "
+                "lower DATALOADER.NUM_WORKERS or DATALOADER.PREFETCH_BATCHES."
+            ) from error
+
+
 def _leave_signals_to_the_main_process(worker: int) -> None:
     """Keeps a worker alive when Ctrl-C or a scheduler signals all processes: the main one still saves its state."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -137,7 +153,7 @@ def build_hashtag_train_loader(cfg, start_iteration: int = 0) -> DataLoader:
         cfg: reads DATASETS.TRAIN, DATALOADER, INPUT, SOLVER.IMS_PER_BATCH and SEED.
         start_iteration: the first iteration to deliver; the batches are those an uninterrupted run would get.
 
-    A batch raises RuntimeError that names the process if a worker died, as when the system ran out of memory.
+    Taking a batch raises RuntimeError if a worker process died, as when the system ran out of memory.
 
     Raises:
         ShardError: a shard is missing or has another size than the manifest says.
@@ -145,7 +161,7 @@ def build_hashtag_train_loader(cfg, start_iteration: int = 0) -> DataLoader:
     dataset = training_dataset(cfg)
     dataset.check_shards()
     sampler = build_sampler(cfg, dataset, start_iteration)
-    return DataLoader(
+    return _WorkerLoader(
         dataset,
         batch_sampler=_BatchSampler(sampler),  # type: ignore[arg-type]
         persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
@@ -158,7 +174,7 @@ def build_hashtag_test_loader(cfg, name: str) -> DataLoader:
     dataset = get_hashtag_dataset(name)
     dataset.mapper = HashtagMapper.from_config(cfg, is_train=False)
     dataset.check_shards()
-    return DataLoader(
+    return _WorkerLoader(
         dataset,
         batch_size=cfg.TEST.IMS_PER_BATCH,
         sampler=InferenceSampler(len(dataset)),
