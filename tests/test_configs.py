@@ -24,7 +24,7 @@ from wsl_d2.modeling.resnext import describe_resnext
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-ALL = sorted(CONFIGS.rglob("*.yaml"))
+ALL = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "Studies")
 LEAVES = [path for path in ALL if not path.name.startswith("Base-")]
 MASK, SWEEP = CONFIGS / "COCO-InstanceSegmentation", CONFIGS / "COCO-InstanceSegmentation" / "lr_sweep"
 # mask_rcnn_X_101_32x8d_FPN_1x_wsl and faster_rcnn_...; a sweep's leaf ends in _lr0.005

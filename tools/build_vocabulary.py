@@ -8,8 +8,11 @@ tools/build_vocabulary.py --vocabulary 17k --counts counts.tsv --output vocabula
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("WSL_D2_REGISTER", "0")  # no torch here
 
 from wsl_d2.hashtags import Vocabulary, load_wordnet, read_hashtag_counts
 from wsl_d2.hashtags.mapping import AMBIGUOUS_POLICIES, HashtagMapping

@@ -5,8 +5,11 @@ tools/explain_hashtag.py "#brownbear" "#doooogs" --vocabulary 17k
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("WSL_D2_REGISTER", "0")  # no torch here
 
 from wsl_d2.hashtags import (
     AMBIGUOUS_POLICIES,

@@ -59,6 +59,7 @@ class LemmaTable:
         for line in bytes(arrays["plurals"]).decode().splitlines():
             plural, *singulars = line.split(" ")
             self.plurals[plural] = tuple(singulars)
+        self._shortest_plural = min(map(len, self.plurals))
         self.other_words = frozenset(bytes(arrays["other_words"]).decode().split("\n"))
 
     def parents(self, wnid: str) -> list[str]:
@@ -82,10 +83,10 @@ class LemmaTable:
         Compounds count by their last part: "canadageese" has the singular "canadagoose".
         """
         found = []
-        for start in range(len(key)):
-            for singular in self.plurals.get(key[start:], ()):
-                found.append(key[:start] + singular)
-        if not key.endswith("ss") and len(key) > 3:
+        for start in range(len(key) - self._shortest_plural + 1):
+            if key[start:] in self.plurals:
+                found += [key[:start] + singular for singular in self.plurals[key[start:]]]
+        if len(key) > 3 and (key[-1] == "s" or key.endswith("men")) and not key.endswith("ss"):
             found += [key[: -len(end)] + new for end, new in _PLURAL_RULES if key.endswith(end)]
         return [singular for singular in dict.fromkeys(found) if singular in self.senses and singular != key]
 

@@ -271,6 +271,8 @@ class HashtagMapping:
             shorter = key.rstrip("0123456789")
             if not (_MIN_COMPOUND <= len(shorter) <= _MAX_COMPOUND and shorter.isascii() and shorter.isalpha()):
                 return []
+            if not self._may_end_in_a_head(shorter):
+                return []
             parts = segment(shorter)
         if len(parts) < 2:
             return []
@@ -289,6 +291,18 @@ class HashtagMapping:
         if not known or 2 * sum(map(len, content)) < 7 * len(content):
             return []
         return parts
+
+    def _may_end_in_a_head(self, key: str) -> bool:
+        """Whether it is worth splitting: an ending is a noun or function word, or "of" or "no" is in it."""
+        nouns, plurals = self._table.senses, self._table.plurals
+        for start in range(1, len(key) - 1):
+            ending = key[start:]
+            if ending in _FUNCTION_WORDS or ending in plurals:
+                return True
+            for noun in (ending, ending[:-1], ending[:-2], ending[:-3] + "y") if ending[-1] == "s" else (ending,):
+                if noun in nouns and (len(noun) > 3 or noun in _SHORT_HEADS):
+                    return True
+        return "of" in key or key.startswith("no")
 
     def _find_emoji(self, text: str) -> _Found:
         names = [match["emoji"] for match in emoji.emoji_list(text)]

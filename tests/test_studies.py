@@ -1,0 +1,167 @@
+"""Study files: what they plan, what they refuse, that finished runs are kept, and what the report says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wsl_d2.analysis.study import Study, StudyError
+from wsl_d2.analysis.study_report import analyse, format_text
+from wsl_d2.analysis.study_runner import describe_plan, run_locally, run_on_cluster
+
+ROOT = Path(__file__).parents[1]
+TOY = """
+title: Toy
+axes:
+  n: [10, 100, 1000]
+  size: {small: [--slope, 1], large: [--slope, 2]}
+  seed: [0, 1]
+stages:
+  data:
+    axes: [n]
+    command: WRITE {folder}/data.json --value {n}
+    done: "{folder}/data.json"
+    seconds: 1
+  fit:
+    axes: [n, size, seed]
+    needs: [data]
+    command: FIT {folder}/fit.json --data {data}/data.json --seed {seed} @size
+    done: "{folder}/fit.json"
+    seconds: 3
+results:
+  score: {stage: fit, file: fit.json, key: score}
+report:
+  - {kind: scaling, x: n, series: size, y: score}
+  - {kind: levels, x: size, baseline: small, y: score}
+"""
+SCRIPT = """
+import argparse, json, math, pathlib
+parser = argparse.ArgumentParser()
+parser.add_argument("output"), parser.add_argument("--value"), parser.add_argument("--data")
+parser.add_argument("--seed", type=int), parser.add_argument("--slope", type=float)
+args = parser.parse_args()
+n = float(args.value or json.load(open(args.data))["score"])
+score = n if args.value else args.slope * math.log10(n) + 0.1 * args.seed
+with open("calls.txt", "a") as calls:
+    calls.write(args.output + "\\n")
+pathlib.Path(args.output).write_text(json.dumps({"score": score}))
+"""
+
+
+@pytest.fixture()
+def toy(tmp_path):
+    (tmp_path / "tool.py").write_text(SCRIPT)
+    path = tmp_path / "toy.yaml"
+    path.write_text(TOY.replace("WRITE", "tool.py").replace("FIT", "tool.py"))
+    return path
+
+
+def run(path, jobs=2):
+    study = Study.load(path)
+    cells = study.cells(path.parent / "out")
+    run_locally(cells, jobs=jobs, root=path.parent, say=lambda text: None)
+    return study, cells
+
+
+def num_calls(path):
+    calls = path.parent / "calls.txt"
+    return len(calls.read_text().splitlines()) if calls.exists() else 0
+
+
+def test_every_study_of_the_repository_can_be_planned(tmp_path):
+    paths = sorted((ROOT / "configs" / "Studies").glob("*.yaml"))
+    assert len(paths) >= 5
+    for path in paths:
+        study = Study.load(path)
+        cells = study.cells(tmp_path)
+        assert len({cell.name for cell in cells}) == len(cells) > 5
+        assert "left with 2 run(s) at a time" in describe_plan(study, cells, 2)
+        for cell in cells:
+            assert (ROOT / cell.command[0]).is_file(), cell.command
+            if "--config-file" in cell.command:
+                assert (ROOT / cell.command[cell.command.index("--config-file") + 1]).is_file()
+
+
+def test_runs_once_and_reads_back(toy):
+    study, cells = run(toy)
+    assert num_calls(toy) == 3 + 12
+    run(toy)
+    assert num_calls(toy) == 15
+    scaling, levels = analyse(study, study.read_results(toy.parent / "out"))
+    small, large = scaling["lines"]
+    assert small["slope_per_decade"] == pytest.approx(1) and large["slope_per_decade"] == pytest.approx(2)
+    assert scaling["differences"][0]["slope_difference"] == pytest.approx(1)
+    assert scaling["differences"][0]["p_value"] < 0.01
+    assert small["prediction"]["x"] == 10000 and small["prediction"]["value"] == pytest.approx(4.05)
+    assert levels["paired_by"] == ["n", "seed"] and levels["levels"][1]["difference"] == pytest.approx(2)
+    assert "per tenfold n" in format_text(study, [scaling, levels])
+
+
+def test_what_is_missing_is_run_again_and_failures_are_named(toy):
+    _, cells = run(toy)
+    cells[5].done.unlink()
+    run(toy)
+    assert num_calls(toy) == 16
+    cells[6].done.unlink()
+    (toy.parent / "tool.py").write_text("raise SystemExit('out of luck')")
+    with pytest.raises(StudyError, match="(?s)ended with status 1.*out of luck"):
+        run(toy)
+    (toy.parent / "tool.py").write_text("")
+    with pytest.raises(StudyError, match="status 0 but without"):
+        run(toy)
+
+
+def test_unfinished_studies_and_other_commands_are_refused(toy):
+    study = Study.load(toy)
+    with pytest.raises(StudyError, match="is not finished"):
+        study.read_results(toy.parent / "out")
+    run(toy)
+    toy.write_text(toy.read_text().replace("--seed {seed}", "--seed 1{seed}"))
+    with pytest.raises(StudyError, match="(?s)holds a run of another command.*--seed 0.*--seed 10"):
+        run(toy)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("title: Toy", "name: Toy", "title missing"),
+        ("axes: [n]", "axes: [m]", "stage data: no axis m"),
+        ("needs: [data]", "needs: [fit]", "needs 'fit', which is no earlier stage"),
+        ("    seconds: 3", "    second: 3", "stage fit: unknown second"),
+        ("{stage: fit, file", "{stage: probe, file", "result score needs stage"),
+        ("y: score}\n  - {kind: levels", "y: top1}\n  - {kind: levels", "y 'top1' is no result"),
+        ("baseline: small", "baseline: tiny", "baseline 'tiny' is no value of size"),
+        ("kind: scaling", "kind: pie", "kind is one of"),
+        ("--value {n}", "--value {m}", "names 'm'"),
+        ("@size", "@n_images", "names no axis of the stage"),
+        ("n: [10, 100, 1000]", "n: 10", "axis n needs a list"),
+    ],
+)
+def test_a_wrong_study_file_is_refused(toy, old, new, message):
+    assert old in toy.read_text()
+    toy.write_text(toy.read_text().replace(old, new))
+    with pytest.raises(StudyError, match=message):
+        Study.load(toy).cells(toy.parent / "out")
+
+
+def test_submitit_runs_the_same_cells(toy):
+    study = Study.load(toy)
+    cells = study.cells(toy.parent / "out")
+    run_on_cluster(cells, folder=toy.parent / "jobs", root=toy.parent, cluster="debug", say=lambda text: None)
+    assert num_calls(toy) == 15 and all(cell.is_finished() for cell in cells)
+
+
+def test_the_tool_reports(toy):
+    (toy.parent / "tools").mkdir()
+    command = [sys.executable, "tools/run_study.py", str(toy), "--output", str(toy.parent / "out")]
+    plan = subprocess.run([*command, "--plan"], cwd=ROOT, capture_output=True, text=True)
+    assert plan.returncode == 0 and "fit" in plan.stdout and not (toy.parent / "out").exists()
+    run(toy)
+    result = subprocess.run([*command, "--report-only"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    page = (toy.parent / "out" / "report.html").read_text()
+    assert "<svg" in page and 'src="http' not in page and "href=" not in page.split("<svg")[0]
+    assert json.loads((toy.parent / "out" / "report.json").read_text())["analysis"][0]["kind"] == "scaling"
+    assert len((toy.parent / "out" / "results.csv").read_text().splitlines()) == 13
