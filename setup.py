@@ -21,7 +21,9 @@ setup(
     install_requires=[
         "torch>=2.10",
         "torchvision>=0.25",
+        "daft>=0.7",
         "emoji>=2.10",
+        "fsspec",
         "fvcore",
         "iopath",
         "matplotlib",
@@ -30,10 +32,12 @@ setup(
         "omegaconf>=2.3",
         "hydra-core>=1.3.8",
         "pillow>=12.3",
+        "pyarrow>=15",
         "pyyaml",
         "pycocotools>=2.0.8",
         "safetensors>=0.4",
         "scipy>=1.11",
+        "simplejpeg>=1.9",
         "symspellpy>=6.9",
         "setuptools<81",  # tensorboard and fvcore of this age still import pkg_resources
         "tensorboard",
@@ -41,9 +45,11 @@ setup(
         "yacs>=0.1.8",
     ],
     extras_require={
+        "duplicates": ["faiss-cpu"],
+        "cluster": ["submitit"],
         "demo": ["resvg-py>=0.5"],
         "timm": ["timm>=1.0"],
-        "test": ["hypothesis", "pytest>=8", "pytest-timeout", "timm>=1.0", "webdataset>=1.0"],
+        "test": ["faiss-cpu", "hypothesis", "pytest>=8", "pytest-timeout", "scikit-learn", "submitit", "timm>=1.0", "webdataset>=1.0"],
         "lint": ["mypy>=1.10", "ruff>=0.6"],
     },
 )
