@@ -54,11 +54,13 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("\nstopped; the same command goes on from here.")
     rows = manifest["rows_in"]
     print(f"posts: {rows:,}")
-    print(f"  labelled {share(manifest['labelled'], rows)}, without a label {share(manifest['unlabelled'], rows)}")
+    if args.vocabulary:
+        print(f"  labelled {share(manifest['labelled'], rows)}, without a label {share(manifest['unlabelled'], rows)}")
     for name in ("skipped", "quarantined"):
         for reason, count in manifest[name].items():
             print(f"  {name}, {reason}: {share(count, rows)}")
-    print(f"hashtags: {manifest['pairs_in']:,}, mapped {share(manifest['pairs_mapped'], manifest['pairs_in'])}")
+    mapped = f", mapped {share(manifest['pairs_mapped'], manifest['pairs_in'])}" if args.vocabulary else ""
+    print(f"hashtags: {manifest['pairs_in']:,}{mapped}")
     for reason, count in sorted(manifest["pairs_dropped"].items(), key=lambda item: -item[1]):
         print(f"  dropped, {reason}: {share(count, manifest['pairs_in'])}")
     print(
