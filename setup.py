@@ -49,7 +49,16 @@ setup(
         "cluster": ["submitit"],
         "demo": ["resvg-py>=0.5"],
         "timm": ["timm>=1.0"],
-        "test": ["faiss-cpu", "hypothesis", "pytest>=8", "pytest-timeout", "scikit-learn", "submitit", "timm>=1.0", "webdataset>=1.0"],
+        "test": [
+            "faiss-cpu",
+            "hypothesis",
+            "pytest>=8",
+            "pytest-timeout",
+            "scikit-learn",
+            "submitit",
+            "timm>=1.0",
+            "webdataset>=1.0",
+        ],
         "lint": ["mypy>=1.10", "ruff>=0.6"],
     },
 )
