@@ -44,3 +44,20 @@ def random_index(num_images=200, num_labels=12, seed=0):
     rows = [np.unique(rng.zipf(1.6, size=rng.integers(1, 4)) % num_labels) for _ in range(num_images)]
     indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
     return HashtagIndex(indptr, np.concatenate(rows).astype(np.int32), num_labels)
+
+
+def split_index(index, sizes):
+    """The same labels in shards of the given numbers of images, for the order."""
+    from wsl_d2.data import ShardedIndex
+    from wsl_d2.data.shards import ShardIndex
+
+    ends = np.cumsum(sizes)
+
+    def read(shard):
+        first, last = int(ends[shard] - sizes[shard]), int(ends[shard])
+        indptr = index.indptr[first : last + 1]
+        none = np.zeros(last - first)
+        labels = index.labels[indptr[0] : indptr[-1]]
+        return ShardIndex(none, none, none, indptr - indptr[0], labels, 0, "")
+
+    return ShardedIndex(read, np.array(sizes), index.hashtag_counts())

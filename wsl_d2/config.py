@@ -12,7 +12,7 @@ def add_wsl_config(cfg: CN) -> None:
         cfg: a node made by ``detectron2.config.get_cfg()``.
     """
     # ---- Datasets to register before the run; folders are relative to $DETECTRON2_DATASETS ("datasets").
-    cfg.DATASETS.HASHTAG_FOLDERS = []  # rows of [name, folder of shards with manifest.json]
+    cfg.DATASETS.HASHTAG_FOLDERS = []  # rows of [name, folder of shards with manifest.json, or its URL for fsspec]
     cfg.DATASETS.COCO_FOLDERS = []  # rows of [name, annotation json, image folder]
 
     # ---- Hashtag images: crop and resampling
@@ -25,12 +25,20 @@ def add_wsl_config(cfg: CN) -> None:
     # decoding them (tests as "exact"); "box" lets the resizing filter see the pixels around the crop.
     cfg.INPUT.DECODING = "fast"
     cfg.DATALOADER.RESAMPLING = CN()
-    cfg.DATALOADER.RESAMPLING.MODE = "sqrt"  # "natural", "sqrt" or "uniform"
+    cfg.DATALOADER.RESAMPLING.MODE = "sqrt"  # "natural", "sqrt", "uniform" or "inverse_sqrt"
     cfg.DATALOADER.RESAMPLING.THRESHOLD = 1e-3  # hashtag frequency (a fraction of images) below which images repeat
     # For the noise study: this fraction of the training labels is replaced by draws from their own distribution.
     cfg.DATALOADER.LABEL_NOISE = CN()
     cfg.DATALOADER.LABEL_NOISE.FRACTION = 0.0  # in [0, 1]
     cfg.DATALOADER.LABEL_NOISE.SEED = 0
+    # Shards whose images are mixed with each other; the shards' own order is random in each epoch. 0 mixes all images,
+    # which under resampling takes 16 bytes of memory an image; a window takes next to none and reads in sequence.
+    cfg.DATALOADER.SHUFFLE_WINDOW_SHARDS = 0
+    # Equal parts of a batch that read different shards. With as many as there are machines, each of them reads its own
+    # part of the dataset. The order depends on this number, and with more than one on SOLVER.IMS_PER_BATCH.
+    cfg.DATALOADER.READ_STREAMS = 1
+    cfg.DATALOADER.SHARD_CACHE_GB = 100.0  # of shards from a store, kept in $WSL_D2_SHARD_CACHE on each machine
+    cfg.DATALOADER.READ_ATTEMPTS = 6  # to copy a shard from a store before giving up
     cfg.DATALOADER.PREFETCH_BATCHES = 2  # batches that each worker keeps ready
     # A run stops when more than this fraction of the images it drew could not be decoded (8 are always allowed).
     cfg.DATALOADER.MAX_DAMAGED_FRACTION = 1e-3

@@ -26,7 +26,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from wsl_d2.data.shards import check_shards, load_hashtag_index, read_manifest
+from wsl_d2.data import HashtagDataset
+from wsl_d2.data.shards import read_manifest
 from wsl_d2.hashtags import Vocabulary, load_wordnet, normalize_hashtag, wnid_to_synset
 
 OPTIONS = WorldOptions(seed=5, **TINY)
@@ -166,14 +167,14 @@ def test_shards_hold_labelled_images_of_the_right_size(tiny_world):
         ("clean/train", 48, 24),
     ):
         manifest = read_manifest(tiny_world / name)
-        check_shards(tiny_world / name, manifest)
+        HashtagDataset(tiny_world / name).check_shards()
         assert (manifest["num_images"], manifest["num_labels"], manifest["num_unlabelled"]) == (
             images,
             labels,
             0,
         )
     assert read_manifest(tiny_world / "clean/train")["hashtag_counts"] == [2] * 24
-    index = load_hashtag_index(tiny_world / "clean/train", read_manifest(tiny_world / "clean/train"))
+    index = HashtagDataset(tiny_world / "clean/train").index
     assert np.diff(index.indptr).tolist() == [1] * 48
 
 

@@ -6,7 +6,7 @@ from wsl_d2.data.dataset import HashtagDataset
 from wsl_d2.data.detection import build_resumable_detection_train_loader
 from wsl_d2.data.resampling import image_repeat_factors, repeat_factors
 from wsl_d2.data.sampler import HashtagSampler
-from wsl_d2.data.shards import HashtagIndex, ShardError, finish_dataset, index_shard, write_shard
+from wsl_d2.data.shards import HashtagIndex, ShardedIndex, ShardError, finish_dataset, index_shard, write_shard
 from wsl_d2.data.views import make_view
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "HashtagIndex",
     "HashtagSampler",
     "ShardError",
+    "ShardedIndex",
     "build_hashtag_test_loader",
     "build_hashtag_train_loader",
     "build_resumable_detection_train_loader",

@@ -6,20 +6,31 @@ images each label belongs to, "keys" (N,) list of str, "skipped" list of (key, r
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
+from iopath.common.file_io import get_cache_dir
 from torch.utils.data import DataLoader, default_collate
 
 from wsl_d2.data.dataset import HashtagDataset
 from wsl_d2.data.mapper import HashtagMapper
 from wsl_d2.data.noise import LabelNoise
+from wsl_d2.data.resampling import EpochDistribution, epoch_distribution
 from wsl_d2.data.sampler import HashtagSampler
+from wsl_d2.data.shards import write_atomically
+
+MAX_FULLY_SHUFFLED_IMAGES = 200_000_000
+_READS_AHEAD = 4  # shards of a store copied at a time by each process
 
 
 def collate(samples: list[dict]) -> dict:
@@ -83,24 +94,89 @@ def training_dataset(cfg) -> HashtagDataset:
     dataset = get_hashtag_dataset(cfg.DATASETS.TRAIN[0])
     dataset.mapper = HashtagMapper.from_config(cfg, is_train=True)
     dataset.seed = sampler_seed(cfg)
+    dataset.store.cache_bytes = cfg.DATALOADER.SHARD_CACHE_GB * 1e9
+    dataset.store.attempts = cfg.DATALOADER.READ_ATTEMPTS
     noise = cfg.DATALOADER.LABEL_NOISE
     if noise.FRACTION != 0:
         dataset.noise = LabelNoise(noise.FRACTION, noise.SEED, np.array(dataset.manifest["hashtag_counts"]))
     return dataset
 
 
+def training_distribution(cfg, dataset: HashtagDataset) -> EpochDistribution:
+    """Returns what an epoch of the training set holds.
+
+    It is worked out once from the indexes of all shards, and kept in Detectron2's cache folder.
+    """
+    resampling, noise = cfg.DATALOADER.RESAMPLING, cfg.DATALOADER.LABEL_NOISE
+    facts = [resampling.MODE, resampling.THRESHOLD, noise.FRACTION, noise.SEED, dataset.manifest]
+    digest = hashlib.sha256(json.dumps(facts).encode() + dataset.table.sha256.tobytes()).hexdigest()
+    path = Path(get_cache_dir()) / "wsl_d2" / "resampling" / f"{digest[:24]}.npz"
+    if path.is_file():
+        with np.load(path) as arrays:
+            return EpochDistribution(arrays["totals"], int(arrays["length"]), arrays["draws"])
+    found = epoch_distribution(dataset.sharded_index, resampling.THRESHOLD, resampling.MODE)
+    buffer = io.BytesIO()
+    np.savez(buffer, totals=found.totals, length=found.length, draws=found.draws)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+    return found
+
+
+def _shard_totals(cfg, dataset: HashtagDataset) -> np.ndarray | None:
+    """The sums of repeat factors of all shards; read by one process for all."""
+    totals = training_distribution(cfg, dataset).totals if comm.is_main_process() else None
+    if comm.get_world_size() > 1:
+        box = [totals]
+        torch.distributed.broadcast_object_list(box, src=0)
+        totals = box[0]
+    return totals
+
+
 def build_sampler(cfg, dataset: HashtagDataset, start_iteration: int = 0) -> HashtagSampler:
-    """Builds this process's training sampler from the config."""
+    """Builds this process's training sampler from the config; called by all processes together.
+
+    Raises:
+        ValueError: a key is out of range, or the dataset is too large to be shuffled as a whole.
+    """
+    mode, window = cfg.DATALOADER.RESAMPLING.MODE, cfg.DATALOADER.SHUFFLE_WINDOW_SHARDS
+    index = dataset.sharded_index
+    if mode != "natural" and window == 0 and len(dataset) > MAX_FULLY_SHUFFLED_IMAGES:
+        raise ValueError(
+            f"DATALOADER.SHUFFLE_WINDOW_SHARDS is 0, which shuffles all {len(dataset):,} images of {dataset.folder} at "
+            f"once and needs {len(dataset) * 16 / 1e9:.0f} GB in every process under {mode} resampling; set it to the "
+            "number of shards whose images are to be mixed, for example 512."
+        )
     return HashtagSampler(
-        dataset.index,
+        index,
         seed=sampler_seed(cfg),
-        mode=cfg.DATALOADER.RESAMPLING.MODE,
+        mode=mode,
         threshold=cfg.DATALOADER.RESAMPLING.THRESHOLD,
+        totals=_shard_totals(cfg, dataset) if mode != "natural" and 0 < window < len(dataset.table) else None,
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
         start_iteration=start_iteration,
+        window_shards=window,
+        streams=cfg.DATALOADER.READ_STREAMS,
     )
+
+
+class _ReadAhead:
+    """Copies the shards of coming draws from a store while the ones before them are in use."""
+
+    def __init__(self, dataset: HashtagDataset):
+        self.dataset = dataset
+        self._pool: ThreadPoolExecutor | None = None
+        self._asked: dict[int, None] = {}
+
+    def __call__(self, shards: np.ndarray) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_READS_AHEAD, thread_name_prefix="read-ahead")
+        new = [shard for shard in shards.tolist() if shard not in self._asked]
+        self._asked = dict.fromkeys(shards.tolist())
+        for shard in new:
+            # A failure is not lost: the worker that needs the shard tries again and raises it.
+            self._pool.submit(self.dataset.fetch, shard)
 
 
 class _BatchSampler:
@@ -159,8 +235,11 @@ def build_hashtag_train_loader(cfg, start_iteration: int = 0) -> DataLoader:
         ShardError: a shard is missing or has another size than the manifest says.
     """
     dataset = training_dataset(cfg)
-    dataset.check_shards()
+    if comm.get_local_rank() == 0:  # once on every machine
+        dataset.check_shards()
     sampler = build_sampler(cfg, dataset, start_iteration)
+    if dataset.store.is_remote:
+        sampler.on_shards = _ReadAhead(dataset)
     return _WorkerLoader(
         dataset,
         batch_sampler=_BatchSampler(sampler),  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from wsl_d2.data.dataset import HashtagDataset
+from wsl_d2.data.store import is_url
 
 
 def datasets_root() -> Path:
@@ -49,7 +50,8 @@ def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Pa
 
 
 def register_datasets(cfg) -> None:
-    """Registers the rows of DATASETS.HASHTAG_FOLDERS and DATASETS.COCO_FOLDERS, relative to :func:`datasets_root`.
+    """Registers the rows of DATASETS.HASHTAG_FOLDERS and DATASETS.COCO_FOLDERS, relative to :func:`datasets_root`; a
+    hashtag folder may be a URL.
 
     Raises:
         ValueError: a row has the wrong length.
@@ -58,7 +60,7 @@ def register_datasets(cfg) -> None:
     for row in cfg.DATASETS.HASHTAG_FOLDERS:
         if len(row) != 2:
             raise ValueError(f"a row of DATASETS.HASHTAG_FOLDERS is [name, folder], got {row}.")
-        register_hashtag_dataset(row[0], root / row[1])
+        register_hashtag_dataset(row[0], row[1] if is_url(row[1]) else root / row[1])
     for row in cfg.DATASETS.COCO_FOLDERS:
         if len(row) != 3:
             raise ValueError(f"a row of DATASETS.COCO_FOLDERS is [name, annotation json, image folder], got {row}.")

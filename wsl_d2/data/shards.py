@@ -12,22 +12,30 @@ Shapes: N labelled images, L label entries (one per image and label), C labels i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import re
 import tarfile
-from collections.abc import Iterable
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from wsl_d2.hashtags import Vocabulary
 
 FORMAT = "wsl_d2 shards"
 FORMAT_VERSION = 1
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+MAX_IMAGE_BYTES = 256 << 20
+MAX_METADATA_BYTES = 1 << 20
 
 
 class ShardError(ValueError):
@@ -52,6 +60,15 @@ class HashtagIndex:
     def num_images(self) -> int:
         return len(self.indptr) - 1
 
+    @property
+    def first_image(self) -> np.ndarray:
+        """(2,) int64: in memory, all images are one shard; see :class:`ShardedIndex`."""
+        return np.array([0, self.num_images])
+
+    def labels_of(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns indptr and labels of a shard's images, of which there is one here."""
+        return self.indptr, self.labels
+
     def hashtag_counts(self) -> np.ndarray:
         """Returns (C,) int64: the number of images carrying each label."""
         return np.bincount(self.labels, minlength=self.num_labels).astype(np.int64)
@@ -66,6 +83,9 @@ class ShardIndex:
         offsets, sizes: (n,) int64, where the encoded image lies in the tar, in bytes.
         indptr, labels: CSR labels as in :class:`HashtagIndex`.
         num_unlabelled: images of the tar without any label in the vocabulary; they are not in the arrays.
+        crc32: (n,) uint32 checksums of the encoded images, by which one altered later is found when it is read.
+        tar_sha256: of the whole tar, as hex digits.
+        source: whatever the maker of the shard wants to recognise its input by.
     """
 
     keys: np.ndarray
@@ -75,6 +95,9 @@ class ShardIndex:
     labels: np.ndarray
     num_unlabelled: int
     vocabulary_checksum: str
+    crc32: np.ndarray | None = None
+    tar_sha256: str = ""
+    source: str = ""
 
 
 def index_path(tar_path: str | Path) -> Path:
@@ -82,13 +105,14 @@ def index_path(tar_path: str | Path) -> Path:
     return Path(tar_path).with_suffix(".index.npz")
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Writes ``data`` beside ``path``, flushes it to disk, and renames it onto ``path``."""
+@contextlib.contextmanager
+def open_atomically(path: str | Path) -> Iterator[IO[bytes]]:
+    """Opens a file beside ``path`` for writing; at the end it is flushed to disk and renamed onto ``path``."""
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
+        with open(partial, "w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -96,12 +120,18 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Writes ``data`` beside ``path``, flushes it to disk, and renames it onto ``path``."""
+    with open_atomically(path) as file:
+        file.write(data)
+
+
 def write_shard(path: str | Path, samples: Iterable[tuple[str, bytes, dict]]) -> int:
     """Writes one shard as a WebDataset tar, atomically and byte for byte reproducibly.
 
     Args:
         path: the ``.tar`` to write; its folder must exist.
-        samples: (key, encoded JPEG, metadata) with ``metadata["hashtags"]`` a list of str. A key is a plain name
+        samples: (key, encoded image, metadata) with ``metadata["hashtags"]`` a list of str. A key is a plain name
             without dots or slashes (WebDataset splits names at the first dot).
 
     Returns:
@@ -110,10 +140,9 @@ def write_shard(path: str | Path, samples: Iterable[tuple[str, bytes, dict]]) ->
     Raises:
         ValueError: for a key with a dot or slash, a repeated key, or metadata without hashtags.
     """
-    buffer = io.BytesIO()
     seen: set[str] = set()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, jpeg, metadata in samples:
+    with open_atomically(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for key, image, metadata in samples:
             if not key or "." in key or "/" in key or key in seen:
                 raise ValueError(
                     f"{path}: sample key {key!r} is empty, repeated, or has a '.' or '/'; keys are unique plain names."
@@ -122,74 +151,156 @@ def write_shard(path: str | Path, samples: Iterable[tuple[str, bytes, dict]]) ->
                 raise ValueError(f"{path}: metadata of {key!r} needs a list under 'hashtags', got {metadata!r}.")
             seen.add(key)
             encoded = json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode()
-            for name, data in ((f"{key}.jpg", jpeg), (f"{key}.json", encoded)):
+            for name, data in ((f"{key}.{_image_extension(image)}", image), (f"{key}.json", encoded)):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 member.mode = 0o644
                 tar.addfile(member, io.BytesIO(data))
-    write_atomically(path, buffer.getvalue())
     return len(seen)
 
 
-def index_shard(tar_path: str | Path, vocabulary: Vocabulary) -> ShardIndex:
+def _image_extension(image: bytes) -> str:
+    if image.startswith(b"\x89PNG"):
+        return "png"
+    return "webp" if image.startswith(b"RIFF") and image[8:12] == b"WEBP" else "jpg"
+
+
+class _CheckedTarInfo(tarfile.TarInfo):
+    """Refuses the headers whose content tarfile would read into memory whatever their size."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        member = super().frombuf(buf, encoding, errors)
+        is_header = member.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE) or member.type in (
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+        )
+        if is_header and member.size > MAX_METADATA_BYTES:
+            raise tarfile.ReadError(f"an extended header of {member.size} bytes")
+        return member
+
+
+class _HashingReader:
+    """A file to be read from start to end, and the SHA-256 of what was read."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self.file.read(size)
+        self.digest.update(data)
+        return data
+
+
+@dataclass
+class TarImage:
+    """One image of a tar: where it lies, the CRC-32 of its bytes, and its metadata."""
+
+    key: str
+    offset: int
+    size: int
+    crc32: int
+    metadata: dict
+
+
+def read_tar(tar_path: str | Path, hashtags_column: str = "hashtags") -> tuple[list[TarImage], str]:
+    """Reads a WebDataset tar of images and their JSON once, without unpacking anything.
+
+    Returns:
+        The images in the tar's order, and the SHA-256 of the whole file.
+
+    Raises:
+        ShardError: the tar is unreadable or cut off, an image has no JSON or a JSON no image or no list of hashtags, a
+            key is repeated, or a member is no plain file with a safe relative name and a sane size.
+    """
+    images: dict[str, tuple[int, int, int]] = {}
+    described: dict[str, dict] = {}
+    end = 0
+    try:
+        with open(tar_path, "rb") as file:
+            reader = _HashingReader(file)
+            with tarfile.open(fileobj=reader, mode="r|", tarinfo=_CheckedTarInfo) as tar:  # type: ignore[call-overload]
+                for member in tar:
+                    end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                    if member.isdir():
+                        continue
+                    _read_member(tar_path, tar, member, hashtags_column, images, described)
+                    tar.members = []  # type: ignore[attr-defined]
+            while reader.read(1 << 20):
+                pass
+            file.seek(end)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise ShardError(f"{tar_path}: the tar is cut off after {end} bytes; write or download it again.")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ShardError(f"{tar_path}: not a readable tar shard ({error}); write or download it again.") from error
+    for found, others, complaint in (
+        (images, described, "images have no .json with hashtags"),
+        (described, images, ".json have no image"),
+    ):
+        if missing := sorted(found.keys() - others.keys()):
+            raise ShardError(f"{tar_path}: {len(missing)} {complaint}, the first {missing[0]!r}.")
+    return [TarImage(key, *place, described[key]) for key, place in images.items()], reader.digest.hexdigest()
+
+
+def _read_member(tar_path, tar, member: tarfile.TarInfo, hashtags_column: str, images: dict, described: dict) -> None:
+    name = member.name
+    if not member.isreg() or member.issparse() or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise ShardError(f"{tar_path}: member {name!r} is a link, device or unsafe path; refused.")
+    matched = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]+)", name)  # WebDataset's rule: the first dot of the last part
+    key, extension = matched.groups() if matched else (name, "")
+    extension = extension.lower()
+    if extension not in (*IMAGE_EXTENSIONS, "json"):
+        return
+    limit = MAX_METADATA_BYTES if extension == "json" else MAX_IMAGE_BYTES
+    if member.size > limit:
+        raise ShardError(f"{tar_path}: member {name!r} has {member.size} bytes, more than {limit}; refused.")
+    if key in (described if extension == "json" else images):
+        raise ShardError(f"{tar_path}: there are two members of key {key!r}; keys must be unique.")
+    data = tar.extractfile(member).read()
+    if len(data) != member.size:
+        raise tarfile.ReadError(f"cut off in {name!r}")
+    if extension != "json":
+        images[key] = (member.offset_data, member.size, zlib.crc32(data))
+        return
+    try:
+        metadata = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"{tar_path}: {name!r} is no valid JSON ({error}).") from error
+    hashtags = metadata.get(hashtags_column) if isinstance(metadata, dict) else None
+    if not isinstance(hashtags, list) or not all(isinstance(hashtag, str) for hashtag in hashtags):
+        raise ShardError(f"{tar_path}: {name!r} must be an object with a list of strings {hashtags_column!r}.")
+    described[key] = metadata
+
+
+def index_shard(
+    tar_path: str | Path, vocabulary: Vocabulary, hashtags_column: str = "hashtags", source: str = ""
+) -> ShardIndex:
     """Indexes an existing WebDataset tar in place and writes ``<shard>.index.npz`` beside it.
 
     Args:
         tar_path: a tar whose images (``.jpg``, ``.jpeg``, ``.png``, ``.webp``) each have a ``.json`` of the same key.
         vocabulary: maps the raw hashtags to labels; images left without a label are counted, not listed.
+        hashtags_column: the name of the hashtags' list in the JSON.
+        source: kept in the index.
 
     Raises:
-        ShardError: the tar is unreadable or cut off, an image has no JSON, a JSON no hashtags, or a member is
-            not a plain file with a relative name.
+        ShardError: see :func:`read_tar`.
     """
-    tar_path = Path(tar_path)
-    images: dict[str, tuple[int, int]] = {}
-    hashtags: dict[str, list[str]] = {}
-    end = 0
-    try:
-        with tarfile.open(tar_path, mode="r:") as tar:
-            for member in tar:
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if member.isdir():
-                    continue
-                if not member.isreg() or member.name.startswith("/") or ".." in member.name.split("/"):
-                    raise ShardError(f"{tar_path}: member {member.name!r} is a link, device or unsafe path; refused.")
-                key, _, extension = member.name.partition(".")
-                extension = extension.lower()
-                if extension in IMAGE_EXTENSIONS:
-                    images[key] = (member.offset_data, member.size)
-                elif extension == "json":
-                    metadata = json.loads(tar.extractfile(member).read())  # type: ignore[union-attr]
-                    if not isinstance(metadata, dict) or not isinstance(metadata.get("hashtags"), list):
-                        raise ShardError(f"{tar_path}: {member.name!r} must be an object with a list 'hashtags'.")
-                    hashtags[key] = metadata["hashtags"]
-    except (tarfile.TarError, OSError, json.JSONDecodeError) as error:
-        raise ShardError(f"{tar_path}: not a readable tar shard ({error}); write or download it again.") from error
-    with open(tar_path, "rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise ShardError(f"{tar_path}: the tar is cut off after {end} bytes; write or download it again.")
-    if missing := sorted(images.keys() - hashtags.keys()):
-        raise ShardError(f"{tar_path}: {len(missing)} images have no .json with hashtags, the first {missing[0]!r}.")
-
-    keys, offsets, sizes, counts, labels = [], [], [], [], []
-    for key, (offset, size) in images.items():
-        image_labels = vocabulary.labels(hashtags[key])
-        if len(image_labels) == 0:
-            continue
-        keys.append(key.encode())
-        offsets.append(offset)
-        sizes.append(size)
-        counts.append(len(image_labels))
-        labels.append(image_labels)
+    images, sha256 = read_tar(tar_path, hashtags_column)
+    labels = [vocabulary.labels(image.metadata[hashtags_column]) for image in images]
+    kept = [(image, found) for image, found in zip(images, labels, strict=True) if len(found)]
     index = ShardIndex(
-        keys=np.array(keys, dtype=np.bytes_) if keys else np.zeros(0, "S1"),
-        offsets=np.array(offsets, dtype=np.int64),
-        sizes=np.array(sizes, dtype=np.int64),
-        indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        labels=np.concatenate(labels).astype(np.int32) if labels else np.zeros(0, np.int32),
-        num_unlabelled=len(images) - len(keys),
+        keys=np.array([image.key.encode() for image, _ in kept], dtype=np.bytes_) if kept else np.zeros(0, "S1"),
+        offsets=np.array([image.offset for image, _ in kept], dtype=np.int64),
+        sizes=np.array([image.size for image, _ in kept], dtype=np.int64),
+        indptr=np.concatenate([[0], np.cumsum([len(found) for _, found in kept])]).astype(np.int64),
+        labels=np.concatenate([found for _, found in kept]).astype(np.int32) if kept else np.zeros(0, np.int32),
+        num_unlabelled=len(images) - len(kept),
         vocabulary_checksum=vocabulary.checksum,
+        crc32=np.array([image.crc32 for image, _ in kept], dtype=np.uint32),
+        tar_sha256=sha256,
+        source=source,
     )
     write_index(tar_path, index)
     return index
@@ -208,21 +319,28 @@ def write_index(tar_path: str | Path, index: ShardIndex) -> None:
             "labels": index.labels,
             "num_unlabelled": np.int64(index.num_unlabelled),
             "vocabulary_checksum": np.bytes_(index.vocabulary_checksum.encode()),
-        },
+            "tar_sha256": np.bytes_(index.tar_sha256.encode()),
+            "source": np.bytes_(index.source.encode()),
+        }
+        | ({} if index.crc32 is None else {"crc32": index.crc32}),
     )
     write_atomically(index_path(tar_path), buffer.getvalue())
 
 
-def read_index(tar_path: str | Path) -> ShardIndex:
+def read_index(tar_path: str | Path, vocabulary_checksum: str | None = None) -> ShardIndex:
     """Reads a shard's index.
 
+    Args:
+        tar_path: the shard.
+        vocabulary_checksum: what the index must have been made with; anything if None.
+
     Raises:
-        ShardError: the index is missing or unreadable.
+        ShardError: the index is missing or unreadable, contradicts itself, or was made with another vocabulary.
     """
     path = index_path(tar_path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return ShardIndex(
+            index = ShardIndex(
                 keys=arrays["keys"],
                 offsets=arrays["offsets"],
                 sizes=arrays["sizes"],
@@ -230,9 +348,37 @@ def read_index(tar_path: str | Path) -> ShardIndex:
                 labels=arrays["labels"],
                 num_unlabelled=int(arrays["num_unlabelled"]),
                 vocabulary_checksum=bytes(arrays["vocabulary_checksum"]).decode(),
+                crc32=arrays["crc32"] if "crc32" in arrays else None,
+                tar_sha256=bytes(arrays["tar_sha256"]).decode() if "tar_sha256" in arrays else "",
+                source=bytes(arrays["source"]).decode() if "source" in arrays else "",
             )
-    except (OSError, KeyError, ValueError) as error:
+        _check_index(index)
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise ShardError(f"{path}: missing or damaged shard index ({error}); index the shard again.") from error
+    if vocabulary_checksum is not None and index.vocabulary_checksum != vocabulary_checksum:
+        raise ShardError(
+            f"{path} was made with vocabulary {index.vocabulary_checksum[:12]}, the dataset's is "
+            f"{vocabulary_checksum[:12]}; index the shard again."
+        )
+    return index
+
+
+def _check_index(index: ShardIndex) -> None:
+    num_images = len(index.keys)
+    lengths = {len(index.offsets), len(index.sizes), len(index.indptr) - 1}
+    if index.crc32 is not None:
+        lengths.add(len(index.crc32))
+    if lengths != {num_images}:
+        raise ValueError(f"its arrays have {sorted(lengths | {num_images})} images")
+    if num_images and (
+        index.indptr[0] != 0
+        or (np.diff(index.indptr) < 1).any()
+        or index.indptr[-1] != len(index.labels)
+        or index.labels.min() < 0
+        or index.offsets.min() < 0
+        or index.sizes.min() < 0
+    ):
+        raise ValueError("its numbers are out of range")
 
 
 def sha256_of(path: str | Path) -> str:
@@ -244,12 +390,13 @@ def sha256_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def finish_dataset(folder: str | Path, vocabulary: Vocabulary) -> dict:
+def finish_dataset(folder: str | Path, vocabulary: Vocabulary, extra: dict | None = None) -> dict:
     """Writes ``manifest.json`` for a folder whose shards are all written and indexed.
 
     Args:
         folder: holds ``*.tar`` with their indexes and ``vocabulary.json``.
         vocabulary: the one the shards were indexed with.
+        extra: more entries for the manifest.
 
     Returns:
         The manifest.
@@ -263,13 +410,8 @@ def finish_dataset(folder: str | Path, vocabulary: Vocabulary) -> dict:
         raise ShardError(f"{folder}: no *.tar shards here.")
     shards: list[dict] = []
     counts = np.zeros(len(vocabulary), np.int64)
-    for tar in tars:
-        index = read_index(tar)
-        if index.vocabulary_checksum != vocabulary.checksum:
-            raise ShardError(
-                f"{index_path(tar)} was made with vocabulary {index.vocabulary_checksum[:12]}, the dataset's is "
-                f"{vocabulary.name!r} {vocabulary.checksum[:12]}; index the shard again."
-            )
+    for tar in tqdm(tars, unit="shard", desc="manifest", disable=None if len(tars) > 99 else True):
+        index = read_index(tar, vocabulary.checksum)
         counts += np.bincount(index.labels, minlength=len(vocabulary))
         shards.append(
             {
@@ -277,7 +419,7 @@ def finish_dataset(folder: str | Path, vocabulary: Vocabulary) -> dict:
                 "num_images": len(index.keys),
                 "num_unlabelled": index.num_unlabelled,
                 "bytes": tar.stat().st_size,
-                "sha256": sha256_of(tar),
+                "sha256": index.tar_sha256 or sha256_of(tar),
             }
         )
     manifest = {
@@ -292,7 +434,7 @@ def finish_dataset(folder: str | Path, vocabulary: Vocabulary) -> dict:
         "hashtag_counts": counts.tolist(),
         "shards": shards,
     }
-    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+    write_atomically(folder / "manifest.json", json.dumps((extra or {}) | manifest, indent=1).encode())
     return manifest
 
 
@@ -328,41 +470,120 @@ def read_manifest(folder: str | Path) -> dict:
     return manifest
 
 
-def check_shards(folder: str | Path, manifest: dict) -> None:
-    """Compares every shard's presence and size with the manifest, without reading contents.
+@dataclass
+class ShardTable:
+    """The shards of a manifest as arrays, so that hundreds of thousands of them take little memory.
 
-    Raises:
-        ShardError: listing each missing or altered shard.
+    Attributes:
+        names: (S,) bytes.
+        num_images, num_bytes: (S,) int64, labelled images, and size of the tar.
+        sha256: (S,) 32 bytes each.
     """
-    problems = []
-    for shard in manifest["shards"]:
-        path = Path(folder) / shard["name"]
-        if not path.is_file():
-            problems.append(f"{path} is missing")
-        elif path.stat().st_size != shard["bytes"]:
-            problems.append(f"{path} has {path.stat().st_size} bytes, the manifest says {shard['bytes']}")
-        elif not index_path(path).is_file():
-            problems.append(f"{index_path(path)} is missing")
-    if problems:
-        shown = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise ShardError(f"{len(problems)} of {len(manifest['shards'])} shards cannot be used:\n  {shown}")
 
+    names: np.ndarray
+    num_images: np.ndarray
+    num_bytes: np.ndarray
+    sha256: np.ndarray
 
-def load_hashtag_index(folder: str | Path, manifest: dict) -> HashtagIndex:
-    """Concatenates the label rows of all shards, in manifest order.
-
-    Raises:
-        ShardError: an index disagrees with the manifest's counts or vocabulary.
-    """
-    lengths, labels = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)]
-    for shard in manifest["shards"]:
-        index = read_index(Path(folder) / shard["name"])
-        if len(index.keys) != shard["num_images"] or index.vocabulary_checksum != manifest["vocabulary_checksum"]:
-            raise ShardError(
-                f"{index_path(Path(folder) / shard['name'])} does not belong to this manifest ({len(index.keys)} "
-                f"images against {shard['num_images']}, vocabulary {index.vocabulary_checksum[:12]} against "
-                f"{manifest['vocabulary_checksum'][:12]}); index the shard and finish the dataset again."
+    @classmethod
+    def from_manifest(cls, manifest: dict) -> ShardTable:
+        """Raises ShardError for a row that is none, or a name that leaves the folder."""
+        rows = manifest["shards"]
+        try:
+            table = cls(
+                names=np.array([row["name"].encode() for row in rows], np.bytes_),
+                num_images=np.array([row["num_images"] for row in rows], np.int64),
+                num_bytes=np.array([row["bytes"] for row in rows], np.int64),
+                sha256=np.array([bytes.fromhex(row["sha256"]) for row in rows], "S32"),
             )
-        lengths.append(np.diff(index.indptr))
-        labels.append(index.labels)
-    return HashtagIndex(np.cumsum(np.concatenate(lengths)), np.concatenate(labels), manifest["num_labels"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ShardError(f"manifest.json: damaged list of shards ({error!r}); finish the dataset again.") from error
+        if bad := [row["name"] for row in rows if Path(row["name"]).name != row["name"] or not row["name"]]:
+            raise ShardError(f"manifest.json: shard name {bad[0]!r} is no plain name; refused.")
+        return table
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, shard: int) -> str:
+        return self.names[shard].decode()
+
+    def hex_digest(self, shard: int) -> str:
+        return self.sha256[shard].ljust(32, b"\0").hex()
+
+
+def find_missing(folder: str | Path, table: ShardTable) -> list[str]:
+    """Compares every shard's presence and size with the manifest, without reading contents; returns the problems."""
+    with os.scandir(folder) as entries:
+        sizes = {entry.name: entry.stat().st_size for entry in entries if entry.name.endswith((".tar", ".npz"))}
+    problems = []
+    for name, num_bytes in zip(table.names.tolist(), table.num_bytes.tolist(), strict=True):
+        path = Path(folder) / name.decode()
+        if path.name not in sizes:
+            problems.append(f"{path} is missing")
+        elif sizes[path.name] != num_bytes:
+            problems.append(f"{path} has {sizes[path.name]} bytes, the manifest says {num_bytes}")
+        elif index_path(path).name not in sizes:
+            problems.append(f"{index_path(path)} is missing")
+    return problems
+
+
+def check_shards(folder: str | Path, table: ShardTable) -> None:
+    """Raises ShardError that lists each missing or altered shard; see :func:`find_missing`."""
+    if problems := find_missing(folder, table):
+        shown = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
+        raise ShardError(f"{len(problems)} of {len(table)} shards cannot be used:\n  {shown}")
+
+
+class ShardedIndex:
+    """Labels of N images in S shards, read one shard at a time.
+
+    Args:
+        read: shard number -> its :class:`ShardIndex`.
+        num_images: (S,) labelled images of each shard.
+        hashtag_counts: (C,) number of images with each label.
+        noise: replaces labels as they are read (:class:`wsl_d2.data.noise.LabelNoise`), or None.
+
+    Attributes:
+        first_image: (S + 1,) int64; images first_image[s] to first_image[s + 1] - 1 are those of shard s.
+    """
+
+    def __init__(self, read, num_images: np.ndarray, hashtag_counts: np.ndarray, noise: Any = None):
+        self._read = read
+        self.first_image = np.concatenate([[0], np.cumsum(num_images)]).astype(np.int64)
+        self._counts = np.asarray(hashtag_counts, np.int64)
+        self._noise = noise
+        self._noisy_counts: np.ndarray | None = None
+
+    @property
+    def num_images(self) -> int:
+        return int(self.first_image[-1])
+
+    @property
+    def num_labels(self) -> int:
+        return len(self._counts)
+
+    def labels_of(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (n + 1,) indptr and labels of a shard's n images."""
+        index = self._read(shard)
+        labels = index.labels
+        if self._noise:
+            labels = self._noise.replace(index.indptr, labels, int(self.first_image[shard]))
+        return index.indptr, labels
+
+    def hashtag_counts(self) -> np.ndarray:
+        """Returns (C,) int64: the number of images carrying each label, with label noise if there is any."""
+        if not self._noise:
+            return self._counts
+        if self._noisy_counts is None:
+            shards = range(len(self.first_image) - 1)
+            counts = (np.bincount(self.labels_of(shard)[1], minlength=self.num_labels) for shard in shards)
+            self._noisy_counts = np.sum(np.fromiter(counts, (np.int64, self.num_labels)), axis=0)
+        return self._noisy_counts
+
+    def load(self) -> HashtagIndex:
+        """Returns the labels of all images, in memory."""
+        parts = [self.labels_of(shard) for shard in range(len(self.first_image) - 1)]
+        lengths = np.concatenate([np.zeros(1, np.int64), *(np.diff(indptr) for indptr, _ in parts)])
+        labels = np.concatenate([np.zeros(0, np.int32), *(labels for _, labels in parts)])
+        return HashtagIndex(np.cumsum(lengths), labels, self.num_labels)

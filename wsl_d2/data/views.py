@@ -115,4 +115,7 @@ def _select(index: ShardIndex, rows: np.ndarray) -> ShardIndex:
         labels=np.concatenate(labels) if labels else index.labels[:0],
         num_unlabelled=index.num_unlabelled,
         vocabulary_checksum=index.vocabulary_checksum,
+        crc32=None if index.crc32 is None else index.crc32[rows],
+        tar_sha256=index.tar_sha256,
+        source=index.source,
     )

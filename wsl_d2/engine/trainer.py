@@ -274,6 +274,8 @@ class WSLTrainer(ResumableTrainer):
                 "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
                 "DATALOADER.RESAMPLING.MODE": cfg.DATALOADER.RESAMPLING.MODE,
                 "DATALOADER.RESAMPLING.THRESHOLD": cfg.DATALOADER.RESAMPLING.THRESHOLD,
+                "DATALOADER.SHUFFLE_WINDOW_SHARDS": cfg.DATALOADER.SHUFFLE_WINDOW_SHARDS,
+                "DATALOADER.READ_STREAMS": cfg.DATALOADER.READ_STREAMS,
                 "DATALOADER.LABEL_NOISE": dict(cfg.DATALOADER.LABEL_NOISE),
             },
         )
@@ -339,7 +341,7 @@ class WSLTrainer(ResumableTrainer):
         logging.getLogger(__name__).info(
             f"{images:,} images in {solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH}: "
             f"{images / sampler.epoch_length:.2f} epochs of {sampler.epoch_length:,} draws "
-            f"({self.cfg.DATALOADER.RESAMPLING.MODE} resampling of {len(sampler.cumulative_repeat_factors):,} images); "
+            f"({self.cfg.DATALOADER.RESAMPLING.MODE} resampling of {sampler.num_images:,} images); "
             f"peak learning rate {solver.BASE_LR:g}"
         )
         noise = self.cfg.DATALOADER.LABEL_NOISE
