@@ -21,8 +21,10 @@ setup(
     install_requires=[
         "torch>=2.10",
         "torchvision>=0.25",
+        "aiohttp",
         "daft>=0.7",
         "emoji>=2.10",
+        "filelock",
         "fsspec",
         "fvcore",
         "iopath",

@@ -16,7 +16,6 @@ from pathlib import Path
 os.environ.setdefault("WSL_D2_REGISTER", "0")
 
 import numpy as np
-import psutil
 from scipy.stats import chi2
 
 from wsl_d2.data.resampling import fixed_point, largest_factors, repeat_factors
@@ -65,7 +64,7 @@ def make_sampler(args, index: SimulatedIndex, **kwargs) -> HashtagSampler:
 
 def memory() -> float:
     """MB that this process alone holds."""
-    return psutil.Process().memory_info().rss / _MB
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / _MB
 
 
 def measure(args) -> None:

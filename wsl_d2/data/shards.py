@@ -422,7 +422,7 @@ def finish_dataset(folder: str | Path, vocabulary: Vocabulary, extra: dict | Non
                 "sha256": index.tar_sha256 or sha256_of(tar),
             }
         )
-    manifest = {
+    manifest = (extra or {}) | {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "vocabulary": vocabulary.name,
@@ -434,7 +434,7 @@ def finish_dataset(folder: str | Path, vocabulary: Vocabulary, extra: dict | Non
         "hashtag_counts": counts.tolist(),
         "shards": shards,
     }
-    write_atomically(folder / "manifest.json", json.dumps((extra or {}) | manifest, indent=1).encode())
+    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     return manifest
 
 

@@ -98,7 +98,7 @@ class ShardStore:
                 time.sleep(wait)
             try:
                 self._file_system().get_file(self.place(name), str(partial))
-                problem = _problem_of(partial, sha256)
+                problem = _problem_of(partial, name, sha256)
                 if not problem:
                     if name.endswith(".tar"):
                         self._make_room(partial.stat().st_size)
@@ -139,12 +139,12 @@ class ShardStore:
             total -= size
 
 
-def _problem_of(path: Path, sha256: str | None) -> str:
+def _problem_of(path: Path, name: str, sha256: str | None) -> str:
     """What is wrong with a copy, "" if nothing."""
     if sha256 is not None:
         found = sha256_of(path)
         return "" if found == sha256 else f"the copy's SHA-256 is {found[:12]}, the manifest says {sha256[:12]}"
-    if path.suffix == ".npz":
+    if name.endswith(".npz"):
         try:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
