@@ -67,4 +67,7 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.SOLVER.IMS_PER_MICRO_BATCH = 0
     cfg.SOLVER.AMP.DTYPE = "bfloat16"  # "bfloat16" or "float16" (with loss scaling) when SOLVER.AMP.ENABLED
     cfg.SOLVER.LOG_PERIOD = 20  # iterations between two metric records; the loss recorded is their mean
+    # A step whose loss or gradient is not finite in any process is skipped by all; more than this many end the run.
+    cfg.SOLVER.MAX_SKIPPED_STEPS = 0
+    cfg.SOLVER.CHECKPOINT_MILESTONES = ()  # iterations after which a checkpoint is saved and kept for good
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 3  # most recent checkpoints kept, besides model_final

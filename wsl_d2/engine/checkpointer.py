@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import zipfile
@@ -45,11 +46,17 @@ class AtomicCheckpointer(DetectionCheckpointer):
         data |= kwargs
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
-        with open(f"{path}.partial", "wb") as file:
-            torch.save(data, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(f"{path}.partial", path)
+        try:
+            with open(f"{path}.partial", "wb") as file:
+                torch.save(data, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(f"{path}.partial", path)
+        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into RuntimeError
+            raise OSError(f"{path}: {error}") from error
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(f"{path}.partial")
         self.tag_last_checkpoint(f"{name}.pth")
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:

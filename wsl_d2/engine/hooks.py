@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 
 from wsl_d2.checkpoint import export_backbone
 
+_MAX_FAILED_SAVES = 3
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: "try again later"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -60,6 +62,54 @@ class ExportBackbone(HookBase):
         if comm.is_main_process() and self.trainer.iter >= self.trainer.max_iter:
             path = os.path.join(self.trainer.cfg.OUTPUT_DIR, "backbone.pth")
             export_backbone(self.trainer.model, path, **self.provenance)
+
+
+class SaveCheckpoints(HookBase):
+    """Saves every ``period`` iterations and at the end; keeps the newest ones and the milestones.
+
+    A save that fails, as on a full disk, is logged and leaves the run and its older checkpoints alone; the third in a
+    row, or the last of the run, ends it. Older files go only once a newer one is there.
+
+    Args:
+        period: iterations.
+        keep: newest checkpoints kept, besides ``model_final.pth``.
+        milestones: iterations after which to save, too; these are kept.
+    """
+
+    def __init__(self, period: int, keep: int, milestones: Sequence[int] = ()):
+        self.period = period
+        self.keep = max(1, keep)
+        self.milestones = frozenset(milestones)
+        self._failures = 0
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        checkpointer = self.trainer.checkpointer
+        if done % self.period == 0 or done in self.milestones:
+            try:
+                checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+            except OSError as error:
+                self._failures += 1
+                if self._failures >= _MAX_FAILED_SAVES:
+                    raise
+                logging.getLogger(__name__).error(
+                    f"the checkpoint after {done} iterations could not be saved ({error}); the older ones are kept, "
+                    f"and training goes on. {_MAX_FAILED_SAVES - self._failures} more such failures in a row end it"
+                )
+            else:
+                self._failures = 0
+                self._remove_old(checkpointer.save_dir)
+        if done >= self.trainer.max_iter:
+            checkpointer.save("model_final", iteration=self.trainer.iter)
+
+    def _remove_old(self, folder: str) -> None:
+        files = {}
+        for name in os.listdir(folder):
+            if matched := re.fullmatch(r"model_(\d{7,})\.pth", name):
+                files[int(matched[1])] = os.path.join(folder, name)
+        removable = [number for number in sorted(files) if number + 1 not in self.milestones]
+        for number in removable[: -self.keep]:
+            os.remove(files[number])
 
 
 class StopOnSignal(HookBase):

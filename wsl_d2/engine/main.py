@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import difflib
 import os
+import socket
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,6 +19,7 @@ from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from filelock import FileLock, Timeout
 
 from wsl_d2.checkpoint import DownloadError, IncompleteLoadError, PixelStatisticsError
 from wsl_d2.config import add_wsl_config
@@ -20,6 +27,7 @@ from wsl_d2.data import ShardError
 from wsl_d2.data.build import build_sampler, get_hashtag_dataset, training_dataset
 from wsl_d2.data.catalog import register_datasets
 from wsl_d2.engine.checkpointer import AtomicCheckpointer, DamagedCheckpointError
+from wsl_d2.engine.dry_run import dry_run
 from wsl_d2.engine.schedule import ConfigError, check_periods, resolve_schedule
 from wsl_d2.engine.trainer import DamagedImagesError, DetectionTrainer, WSLTrainer
 from wsl_d2.hashtags import VocabularyError
@@ -30,6 +38,7 @@ USER_ERRORS = (
     DamagedCheckpointError,
     DamagedImagesError,
     DownloadError,
+    FloatingPointError,
     FileNotFoundError,
     IncompleteLoadError,
     PixelStatisticsError,
@@ -79,6 +88,30 @@ def _keys(node: CfgNode, prefix: str = "") -> list[str]:
     return keys
 
 
+@contextlib.contextmanager
+def sole_user_of(output_dir: str) -> Iterator[None]:
+    """Keeps a second run out of OUTPUT_DIR as long as this one lives, also after a kill at any moment.
+
+    Raises:
+        ConfigError: another run is in it; names its host and process.
+    """
+    if not comm.is_main_process():
+        yield
+        return
+    owner = os.path.join(output_dir, ".lock.owner")
+    lock = FileLock(os.path.join(output_dir, ".lock"), thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        name = Path(owner).read_text() if os.path.exists(owner) else "another process"
+        raise ConfigError(f"OUTPUT_DIR {output_dir} is in use by {name}; stop it, or choose another.") from error
+    try:
+        Path(owner).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        lock.release()
+
+
 def is_pretraining(cfg: CfgNode) -> bool:
     """Whether the config trains a hashtag classifier rather than a detector."""
     return cfg.MODEL.META_ARCHITECTURE == "HashtagClassifier"
@@ -88,7 +121,7 @@ def setup(args) -> CfgNode:
     """Merges the config, registers its datasets, fills in what follows from them, and starts logging.
 
     Args:
-        args: made by ``detectron2.engine.default_argument_parser``.
+        args: of :func:`argument_parser`, or of ``detectron2.engine.default_argument_parser``.
 
     Returns:
         The frozen config.
@@ -132,7 +165,39 @@ def _check_same_vocabulary(cfg: CfgNode, dataset) -> None:
 
 def main(args) -> dict:
     """Runs training, or evaluation with ``--eval-only``, in one process of the job; returns the last results."""
+    if getattr(args, "dry_run", False):
+        return _dry_run(args)
     cfg = setup(args)
+    with sole_user_of(cfg.OUTPUT_DIR):
+        return _train_or_evaluate(cfg, args)
+
+
+def _dry_run(args) -> dict:
+    """Builds all of a run in a folder that is removed again, does two iterations and prints its facts."""
+    with tempfile.TemporaryDirectory() as folder:
+        args.opts = [*args.opts, "OUTPUT_DIR", folder]
+        cfg = setup(args)
+        trainer = (WSLTrainer if is_pretraining(cfg) else DetectionTrainer)(cfg)
+        trainer.resume_or_load(resume=False)
+        facts = dry_run(trainer, args.images_per_second)
+    if comm.is_main_process():
+        print("\n".join(facts))
+    return {}
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Returns Detectron2's arguments and wsl_d2's."""
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, do two iterations, print the run's facts, write nothing",
+    )
+    parser.add_argument("--images-per-second", type=float, help="with --dry-run: the speed to tell the hours for")
+    return parser
+
+
+def _train_or_evaluate(cfg: CfgNode, args) -> dict:
     trainer_class = WSLTrainer if is_pretraining(cfg) else DetectionTrainer
     if args.eval_only:
         model = trainer_class.build_model(cfg)
@@ -174,6 +239,6 @@ def run(args) -> None:
 def run_command_line() -> None:
     """``tools/train_net.py``: parses Detectron2's arguments and runs; a user's mistake ends in one clear line."""
     try:
-        run(default_argument_parser().parse_args())
+        run(argument_parser().parse_args())
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")

@@ -74,3 +74,7 @@ def check_periods(cfg) -> None:
             f"SOLVER.CHECKPOINT_PERIOD ({checkpoint}) must be a multiple of SOLVER.LOG_PERIOD ({log}), so that a "
             "resumed run records the same numbers."
         )
+    if late := [milestone for milestone in cfg.SOLVER.CHECKPOINT_MILESTONES if milestone < 1 or milestone % log]:
+        raise ConfigError(
+            f"SOLVER.CHECKPOINT_MILESTONES has {late[0]}, which is no positive multiple of SOLVER.LOG_PERIOD ({log})."
+        )

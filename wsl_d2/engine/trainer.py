@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -29,11 +30,14 @@ from wsl_d2.checkpoint import (
 from wsl_d2.data import build_hashtag_test_loader, build_hashtag_train_loader, build_resumable_detection_train_loader
 from wsl_d2.data.build import build_sampler, split_batch, training_dataset
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
-from wsl_d2.engine.hooks import AverageBatchNormStatistics, ExportBackbone, StopOnSignal
+from wsl_d2.engine.hooks import AverageBatchNormStatistics, ExportBackbone, SaveCheckpoints, StopOnSignal
 from wsl_d2.engine.schedule import ConfigError
 from wsl_d2.evaluation import HashtagEvaluator
 
 _ALWAYS_ALLOWED_DAMAGED_IMAGES = 8
+
+
+_MAX_OVERFLOWS = 20  # of float16 gradients in consecutive steps; GradScaler needs a few to find its scale
 
 
 class DamagedImagesError(RuntimeError):
@@ -82,8 +86,8 @@ class ResumableTrainer(DefaultTrainer):
         result = [hooks.IterationTimer(), hooks.LRScheduler(), *statistics]
         if comm.is_main_process():
             result.append(
-                hooks.PeriodicCheckpointer(
-                    self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=cfg.SOLVER.CHECKPOINTS_TO_KEEP
+                SaveCheckpoints(
+                    cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINTS_TO_KEEP, cfg.SOLVER.CHECKPOINT_MILESTONES
                 )
             )
         result.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test))
@@ -130,6 +134,8 @@ class PretrainLoop(SimpleTrainer):
         max_iter: length of the run, iterations; the last one is always recorded.
         batch_size: images per iteration over all processes.
         max_damaged_fraction: see ``DATALOADER.MAX_DAMAGED_FRACTION``.
+        max_skipped_steps: see ``SOLVER.MAX_SKIPPED_STEPS``.
+        output_dir: where the keys of batches with bad numbers are written.
         identity: what must be equal for a checkpoint to be continued, name -> value.
     """
 
@@ -144,6 +150,8 @@ class PretrainLoop(SimpleTrainer):
         max_iter: int,
         batch_size: int,
         max_damaged_fraction: float = 1e-3,
+        max_skipped_steps: int = 0,
+        output_dir: str = ".",
         identity: dict | None = None,
     ):
         super().__init__(model, None, optimizer)
@@ -155,10 +163,14 @@ class PretrainLoop(SimpleTrainer):
         self.max_iter = max_iter
         self.batch_size = batch_size
         self.max_damaged_fraction = max_damaged_fraction
+        self.max_skipped_steps = max_skipped_steps
+        self.output_dir = output_dir
         self.identity = identity or {}
         # [sum of losses, iterations, images skipped] of this process since the last record
         self._window = torch.zeros(3, dtype=torch.float64, device=next(model.parameters()).device)
         self._num_skipped = 0  # of all processes up to the last record
+        self._num_skipped_steps = 0
+        self._overflows = 0  # in a row
         self._window_start: float | None = None
         self._data_time = 0.0
 
@@ -185,32 +197,75 @@ class PretrainLoop(SimpleTrainer):
                 self.grad_scaler.scale(loss).backward()
             loss_of_step += loss.detach()
         self.after_backward()
-        self._window[0] += loss_of_step
-        self._window[1] += 1
+        is_good = self._numbers_are_good(loss_of_step, batch["keys"])
+        if is_good:
+            self._window[0] += loss_of_step
+            self._window[1] += 1
         if (self.iter + 1) % self.log_period == 0 or self.iter + 1 >= self.max_iter:
             self._record()
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+        if is_good or self.grad_scaler.is_enabled():  # the scaler skips the step itself, and lowers its scale
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+
+    def _numbers_are_good(self, loss: torch.Tensor, keys: list[str]) -> bool:
+        """Whether loss and gradients are finite in all processes, which agree on it before any weight is changed.
+
+        Raises:
+            FloatingPointError: in all processes, when more steps were skipped than is allowed.
+        """
+        self.grad_scaler.unscale_(self.optimizer)
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else loss.new_zeros(1)
+        bad = torch.stack([~torch.isfinite(loss), ~torch.isfinite(norms).all()]).to(torch.int32)
+        mine = bad.clone()
+        if comm.get_world_size() > 1:
+            dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+        bad_loss, bad_gradient = bad.tolist()
+        if not bad_loss and not bad_gradient:
+            self._overflows = 0
+            return True
+        if self.grad_scaler.is_enabled() and not bad_loss:
+            self._overflows += 1
+            if self._overflows <= _MAX_OVERFLOWS:
+                return False
+            raise FloatingPointError(
+                f"the float16 gradients overflowed in {self._overflows} steps in a row, up to iteration {self.iter}; "
+                "use SOLVER.AMP.DTYPE bfloat16, or lower SOLVER.LR_PER_256_IMAGES."
+            )
+        self._num_skipped_steps += 1
+        name = f"bad_numbers_{self.iter:07d}_rank{comm.get_rank()}.json"
+        content = {"iteration": self.iter, "here": bool(mine.any()), "loss": str(loss.item()), "keys": keys}
+        with open(os.path.join(self.output_dir, name), "w") as file:
+            json.dump(content, file)
+        what = "loss" if bad_loss else "gradient"
+        message = (
+            f"the {what} of iteration {self.iter} is not finite; the keys of its images are in "
+            f"{os.path.join(self.output_dir, name)} and its like of the other processes"
+        )
+        if self._num_skipped_steps <= self.max_skipped_steps:
+            logging.getLogger(__name__).warning(f"{message}; step skipped")
+            return False
+        comm.synchronize()  # a launcher may kill the others once the first has ended
+        raise FloatingPointError(
+            f"{message}. {self._num_skipped_steps - 1} steps were skipped before, SOLVER.MAX_SKIPPED_STEPS allows "
+            f"{self.max_skipped_steps}. Lower SOLVER.LR_PER_256_IMAGES or lengthen SOLVER.WARMUP_IMAGES, and resume "
+            "from the last checkpoint."
+        )
 
     def _record(self) -> None:
         """Averages the window over processes, stops on bad numbers on all of them, and writes to the storage."""
-        iterations = int(self._window[1])
+        iterations = self.iter % self.log_period + 1
         totals = self._window.clone()
         if comm.get_world_size() > 1:
             dist.all_reduce(totals)
         loss_sum, num_losses, skipped = totals.tolist()
-        loss = loss_sum / num_losses
+        loss = loss_sum / num_losses if num_losses else math.nan  # all of its steps were skipped
         self._num_skipped += int(skipped)
         images_seen = (self.iter + 1) * self.batch_size
         seconds = time.perf_counter() - (self._window_start or 0.0)
         data_time, self._data_time = self._data_time / iterations, 0.0
         self._window.zero_()
         self._window_start = None
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss became {loss} between iterations {self.iter + 1 - iterations} and {self.iter}; "
-                "lower SOLVER.LR_PER_256_IMAGES or lengthen SOLVER.WARMUP_IMAGES, and resume from the last checkpoint."
-            )
         allowed = max(_ALWAYS_ALLOWED_DAMAGED_IMAGES, self.max_damaged_fraction * images_seen)
         if self._num_skipped > allowed:
             raise DamagedImagesError(
@@ -226,6 +281,7 @@ class PretrainLoop(SimpleTrainer):
             images_seen=images_seen,
             images_per_second=iterations * self.batch_size / max(seconds, 1e-9),
             skipped_images=self._num_skipped,
+            skipped_steps=self._num_skipped_steps,
         )
         storage.put_scalar("data_time", data_time)
 
@@ -233,6 +289,7 @@ class PretrainLoop(SimpleTrainer):
         return super().state_dict() | {
             "grad_scaler": self.grad_scaler.state_dict(),
             "num_skipped": self._num_skipped,
+            "num_skipped_steps": self._num_skipped_steps,
             "identity": self.identity,
         }
 
@@ -251,6 +308,7 @@ class PretrainLoop(SimpleTrainer):
         super().load_state_dict(state_dict)
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self._num_skipped = state_dict["num_skipped"]
+        self._num_skipped_steps = state_dict.get("num_skipped_steps", 0)
 
 
 class WSLTrainer(ResumableTrainer):
@@ -267,6 +325,8 @@ class WSLTrainer(ResumableTrainer):
             max_iter=cfg.SOLVER.MAX_ITER,
             batch_size=cfg.SOLVER.IMS_PER_BATCH,
             max_damaged_fraction=cfg.DATALOADER.MAX_DAMAGED_FRACTION,
+            max_skipped_steps=cfg.SOLVER.MAX_SKIPPED_STEPS,
+            output_dir=cfg.OUTPUT_DIR,
             identity={
                 "vocabulary": dataset.vocabulary_checksum,
                 "number of images": len(dataset),
@@ -334,16 +394,20 @@ class WSLTrainer(ResumableTrainer):
                 )
             model.head.load_state_dict({name: source[f"head.{name}"] for name in head})
 
-    def train(self):
+    def describe_length(self) -> str:
+        """Returns the run's length in images, iterations and epochs; called by all processes together."""
         sampler = build_sampler(self.cfg, training_dataset(self.cfg))
         solver = self.cfg.SOLVER
         images = solver.MAX_ITER * solver.IMS_PER_BATCH
-        logging.getLogger(__name__).info(
+        return (
             f"{images:,} images in {solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH}: "
             f"{images / sampler.epoch_length:.2f} epochs of {sampler.epoch_length:,} draws "
             f"({self.cfg.DATALOADER.RESAMPLING.MODE} resampling of {sampler.num_images:,} images); "
             f"peak learning rate {solver.BASE_LR:g}"
         )
+
+    def train(self):
+        logging.getLogger(__name__).info(self.describe_length())
         noise = self.cfg.DATALOADER.LABEL_NOISE
         if noise.FRACTION:
             logging.getLogger(__name__).warning(
