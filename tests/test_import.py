@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -26,3 +27,17 @@ def test_importing_registers_no_dataset():
 
 def test_version():
     assert wsl_d2.__version__.count(".") == 2
+
+
+def test_tools_of_shards_start_without_torch():
+    code = "import sys, wsl_d2.data.make, wsl_d2.data.verify; print('torch' in sys.modules)"
+    environment = os.environ | {"WSL_D2_REGISTER": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_every_name_of_the_data_package_can_be_had():
+    import wsl_d2.data
+
+    assert sorted(wsl_d2.data.__all__) == sorted(wsl_d2.data._MODULE_OF)
+    assert all(getattr(wsl_d2.data, name).__name__ == name for name in wsl_d2.data.__all__)

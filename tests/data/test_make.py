@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -17,7 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def tool(name, *arguments, code=0):
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"WSL_D2_REGISTER": "0"},
     )
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
