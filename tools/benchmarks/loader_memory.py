@@ -100,9 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
         begun = time.perf_counter()
         stream = build_hashtag_train_loader(cfg)._get_iterator()
         next(stream)
-        print(
-            f"first batch after {time.perf_counter() - begun:.1f} s, repeat factors of all shards read for the first time"
-        )
+        print(f"first batch after {time.perf_counter() - begun:.1f} s, the repeat factors of all shards read first")
         processes = [os.getpid(), *(worker.pid for worker in stream._workers)]
         records, drawn, start = [], 256, time.perf_counter()
         while (elapsed := time.perf_counter() - start) < args.seconds:
@@ -111,10 +109,10 @@ def main(arguments: list[str] | None = None) -> None:
             if elapsed >= len(records) * args.seconds / 12:
                 records.append({"draws": drawn, "MB": round(sum(map(pss, processes)) - before)})
                 print(json.dumps(records[-1]), flush=True)
-        half = records[len(records) // 2 :]
+        half, peak = records[len(records) // 2 :], max(record["MB"] for record in records)
         slope = np.polyfit([r["draws"] / 1e6 for r in half], [r["MB"] for r in half], 1)[0]
         print(
-            f"{args.images:,} images, {args.workers} workers: {max(r['MB'] for r in records):,} MB at most beyond the "
+            f"{args.images:,} images, {args.workers} workers: {peak:,} MB at most beyond the "
             f"{before:,.0f} MB of the interpreter and its libraries; in the second half {slope:+.1f} MB per million "
             "draws"
         )
