@@ -8,7 +8,6 @@ import time
 
 import pytest
 import torch
-from toy_data import write_hashtag_folder
 from training_runs import ROOT, command, environment, losses, merged_records, train, weights
 
 NAN_ON_ONE_RANK = """
@@ -29,14 +28,6 @@ def run_step(self, step=trainer.PretrainLoop.run_step):
 trainer.PretrainLoop.run_step = run_step
 run_command_line()
 """
-
-
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory, toy_vocabulary):
-    root = tmp_path_factory.mktemp("datasets")
-    write_hashtag_folder(root / "toy" / "train", toy_vocabulary, num_images=48)
-    write_hashtag_folder(root / "toy" / "val", toy_vocabulary, num_images=20)
-    return root
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

@@ -16,14 +16,6 @@ from training_runs import command, environment, losses, merged_records, train, w
 
 
 @pytest.fixture(scope="module")
-def datasets(tmp_path_factory, toy_vocabulary):
-    root = tmp_path_factory.mktemp("datasets")
-    write_hashtag_folder(root / "toy" / "train", toy_vocabulary, num_images=48)
-    write_hashtag_folder(root / "toy" / "val", toy_vocabulary, num_images=20)
-    return root
-
-
-@pytest.fixture(scope="module")
 def whole_run(datasets, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole")
     train(datasets, output)
