@@ -1,10 +1,16 @@
 """Runs of tools/train_net.py on a toy dataset, each in its own process; and what they leave behind."""
 
+import itertools
 import json
+import multiprocessing
 import os
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import torch
@@ -24,18 +30,137 @@ OPTS = {
 }
 
 
-def command(output: Path, launcher=(sys.executable,), flags=(), **opts) -> list[str]:
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def command(output: Path, launcher=(), flags=(), **opts) -> list[str]:
     config = ROOT / "configs" / "Base-Miniworld-Pretraining.yaml"
     merged = OPTS | {key.replace("__", "."): str(value) for key, value in opts.items()} | {"OUTPUT_DIR": str(output)}
     pairs = [text for pair in merged.items() for text in pair]
     return [*launcher, str(ROOT / "tools" / "train_net.py"), "--config-file", str(config), *flags, *pairs]
 
 
-def train(datasets, output, check=True, **kwargs) -> subprocess.CompletedProcess:
-    result = subprocess.run(command(output, **kwargs), env=environment(datasets), capture_output=True, text=True)
+_FORKS = multiprocessing.get_context("forkserver")
+_logs = tempfile.TemporaryDirectory(prefix="runs-")
+_numbers = itertools.count()
+
+
+def _preload() -> None:
+    """Starts the server whose forks are the runs: it imports torch and the rest once for all."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    _FORKS.set_forkserver_preload(["wsl_d2.engine.main", "wsl_d2.evaluation"])
+    forkserver.ensure_running()
+    os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+
+
+def _in_fork(arguments: list[str], environ: dict, log: str, script: str) -> None:
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{log}.{name}", os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
+    os.environ.clear()
+    os.environ.update(environ)
+    sys.argv = arguments
+    torch.set_num_threads(1)
+    exec(compile(script, "faulty_train_net.py", "exec"), {"__name__": "__main__"})
+
+
+class Run:
+    """A run of tools/train_net.py in a process of its own: forked, or started by ``launcher``.
+
+    Args:
+        script: in place of tools/train_net.py, to inject a fault.
+        environ: added to the environment, such as torchrun's variables.
+        kwargs: of :func:`command`.
+    """
+
+    def __init__(self, datasets, output, *, script="", launcher=None, environ=None, **kwargs):
+        self.log = os.path.join(_logs.name, str(next(_numbers)))
+        everything = environment(datasets) | (environ or {})
+        arguments = command(output, launcher=launcher or (), **kwargs)
+        if launcher:
+            if script:
+                path = Path(f"{self.log}.py")
+                path.write_text(script)
+                arguments[arguments.index(str(ROOT / "tools" / "train_net.py"))] = str(path)
+            with open(f"{self.log}.stdout", "w") as out, open(f"{self.log}.stderr", "w") as err:
+                self.process = subprocess.Popen(arguments, env=everything, stdout=out, stderr=err)
+        else:
+            _preload()
+            script = script or "from wsl_d2.engine import run_command_line\nrun_command_line()"
+            self.process = _FORKS.Process(target=_in_fork, args=(arguments, everything, self.log, script))
+            self.process.start()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
+
+    def wait(self, timeout: float = 240) -> int:
+        if isinstance(self.process, subprocess.Popen):
+            return self.process.wait(timeout)
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise TimeoutError(f"the run still goes on after {timeout} s:\n{self.output[-3000:]}")
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def _read(self, name: str) -> str:
+        path = Path(f"{self.log}.{name}")
+        return path.read_text() if path.exists() else ""
+
+    @property
+    def stdout(self) -> str:
+        return self._read("stdout")
+
+    @property
+    def stderr(self) -> str:
+        return self._read("stderr")
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
+
+
+def train(datasets, output, check=True, **kwargs) -> Run:
+    run = Run(datasets, output, **kwargs)
+    try:
+        run.wait()
+    except BaseException:
+        run.send_signal(signal.SIGKILL)
+        raise
     if check:
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return result
+        assert run.returncode == 0, run.output[-5000:]
+    return run
+
+
+def start_processes(datasets, output, number: int, **kwargs) -> list[Run]:
+    """Starts the processes of one run as torchrun would, without torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        Run(
+            datasets,
+            output,
+            environ={name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()},
+            **kwargs,
+        )
+        for rank in range(number)
+    ]
+
+
+def train_together(datasets, output, number: int, **kwargs) -> list[Run]:
+    """Runs so many processes to their end."""
+    runs = start_processes(datasets, output, number, **kwargs)
+    for run in runs:
+        assert run.wait() == 0, "".join(run.output[-3000:] for run in runs)
+    return runs
 
 
 def environment(datasets) -> dict:
@@ -59,9 +184,17 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
     return torch.load(output / "model_final.pth", weights_only=True)["model"]
 
 
-def wait_for_records(process: subprocess.Popen, output: Path, number: int) -> None:
+def assert_same_weights(ours: Path, theirs: Path) -> None:
+    """Bit by bit."""
+    ours, theirs = weights(ours), weights(theirs)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+
+
+def wait_for_records(run: Run, output: Path, number: int) -> None:
     metrics = output / "metrics.json"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= number):
-        assert process.poll() is None and time.monotonic() < deadline, (output / "log").read_text()[-3000:]
+        assert run.returncode is None and time.monotonic() < deadline, run.output[-3000:]
         time.sleep(0.002)

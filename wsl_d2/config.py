@@ -39,7 +39,10 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.DATALOADER.READ_STREAMS = 1
     cfg.DATALOADER.SHARD_CACHE_GB = 100.0  # of shards from a store, kept in $WSL_D2_SHARD_CACHE on each machine
     cfg.DATALOADER.READ_ATTEMPTS = 6  # to copy a shard from a store before giving up
-    cfg.DATALOADER.PREFETCH_BATCHES = 2  # batches that each worker keeps ready
+    cfg.DATALOADER.PREFETCH_BATCHES = (
+        2  # batches (micro-batches, where SOLVER asks for them) that each worker keeps ready
+    )
+    cfg.DATALOADER.TIMEOUT_SECONDS = 900.0  # without a batch from the workers before a run ends with an error; 0: never
     # A run stops when more than this fraction of the images it drew could not be decoded (8 are always allowed).
     cfg.DATALOADER.MAX_DAMAGED_FRACTION = 1e-3
     cfg.TEST.IMS_PER_BATCH = 64  # images per process when evaluating a HashtagClassifier
@@ -55,6 +58,9 @@ def add_wsl_config(cfg: CN) -> None:
     # Stages ("res2".."res5") that keep only the inputs of their blocks for the backward pass and compute the rest
     # again: less memory, about a third more time, the same numbers.
     cfg.MODEL.RESNEXT.CHECKPOINT_STAGES = ()
+    cfg.MODEL.COMPILE = CN()
+    cfg.MODEL.COMPILE.ENABLED = False  # torch.compile for the backbone of a hashtag classifier
+    cfg.MODEL.COMPILE.BACKEND = "inductor"  # of torch.compile
 
     # ---- Solver, counted in images so that a recipe holds for every batch size
     cfg.SOLVER.LR_PER_256_IMAGES = 0.0  # > 0: BASE_LR becomes this * IMS_PER_BATCH / 256
@@ -62,8 +68,9 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.SOLVER.TOTAL_EPOCHS = 0.0  # > 0: the same from epochs of the resampled training set
     cfg.SOLVER.WARMUP_IMAGES = 0  # > 0: WARMUP_ITERS becomes ceil(this / IMS_PER_BATCH)
     cfg.SOLVER.NUM_LR_HALVINGS = 0  # > 0: that many evenly spaced STEPS with GAMMA 0.5
-    # Images per forward pass and batch-norm group of one process; 0: the process's whole share of IMS_PER_BATCH.
-    # Smaller values accumulate gradients.
+    # Images per forward pass, which are normalised together: a virtual replica, the paper's GPU. A process takes as
+    # many in turn as its share of IMS_PER_BATCH holds and adds up the gradients, so that a run computes the same on
+    # fewer processes. 0: a process's whole share; a resumed run then keeps the size that it began with.
     cfg.SOLVER.IMS_PER_MICRO_BATCH = 0
     cfg.SOLVER.AMP.DTYPE = "bfloat16"  # "bfloat16" or "float16" (with loss scaling) when SOLVER.AMP.ENABLED
     cfg.SOLVER.LOG_PERIOD = 20  # iterations between two metric records; the loss recorded is their mean
@@ -71,3 +78,13 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.SOLVER.MAX_SKIPPED_STEPS = 0
     cfg.SOLVER.CHECKPOINT_MILESTONES = ()  # iterations after which a checkpoint is saved and kept for good
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 3  # most recent checkpoints kept, besides model_final
+    cfg.SOLVER.CHECKPOINT_IN_BACKGROUND = True  # write checkpoints, from a copy in memory, while training goes on
+    cfg.SOLVER.EMA_DECAY = 0.0  # > 0: also keep, evaluate and export this moving average of the weights
+    cfg.SOLVER.ZERO_STAGE_1 = False  # each process keeps the momentum of its share of the parameters alone
+    cfg.SOLVER.GRADIENT_COMPRESSION = ""  # "", "bfloat16" or "float16": how gradients travel between processes
+    # Without a sign of another process in an exchange before a run ends with an error that names who is missing.
+    cfg.SOLVER.PROCESS_TIMEOUT_SECONDS = 1800.0
+    # Of one device, dense, in 1e12 operations a second, for the recorded utilisation (MFU). 0: known for common GPUs.
+    cfg.SOLVER.PEAK_TFLOPS = 0.0
+    cfg.WANDB = CN()
+    cfg.WANDB.PROJECT = ""  # of Weights & Biases, to which metrics are sent, too; needs `pip install wandb`

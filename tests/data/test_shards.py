@@ -7,7 +7,7 @@ import webdataset
 from toy_data import TOY_HASHTAGS, jpeg, write_hashtag_folder
 
 from wsl_d2.data import HashtagDataset, ShardError, finish_dataset, index_shard, write_shard
-from wsl_d2.data.build import collate, split_batch
+from wsl_d2.data.build import collate
 from wsl_d2.data.mapper import HashtagMapper
 from wsl_d2.hashtags import Vocabulary, load_wordnet
 
@@ -107,16 +107,6 @@ def test_a_crop_depends_on_seed_and_position_only(hashtag_folder):
     assert (dataset[7, 100]["image"] == same[7, 100]["image"]).all()
     assert (dataset[7, 100]["image"] != dataset[7, 101]["image"]).any()
     assert dataset[7, 100]["image"].shape == (3, 16, 16)
-
-
-def test_micro_batches_partition_the_batch(hashtag_folder):
-    dataset = HashtagDataset(hashtag_folder, MAPPER)
-    batch = collate([dataset[i] for i in range(7)])
-    parts = split_batch(batch, 3)
-    assert [len(part["image"]) for part in parts] == [3, 3, 1]
-    assert sum((part["keys"] for part in parts), []) == batch["keys"]
-    pairs = [(int(i) + 3 * n, int(l)) for n, p in enumerate(parts) for i, l in zip(p["image_index"], p["labels"])]  # noqa: B905, E741
-    assert pairs == list(zip(batch["image_index"].tolist(), batch["labels"].tolist(), strict=True))
 
 
 def test_manifest_of_another_version_is_refused(hashtag_folder):

@@ -46,26 +46,6 @@ def collate(samples: list[dict]) -> dict:
     }
 
 
-def split_batch(batch: dict, size: int) -> list[dict]:
-    """Splits a batch of N images into micro-batches of ``size`` images (the last may be smaller)."""
-    num_images = len(batch["image"])
-    if size <= 0 or size >= num_images:
-        return [batch]
-    parts = []
-    for start in range(0, num_images, size):
-        chosen = (batch["image_index"] >= start) & (batch["image_index"] < start + size)
-        parts.append(
-            {
-                "image": batch["image"][start : start + size],
-                "labels": batch["labels"][chosen],
-                "image_index": batch["image_index"][chosen] - start,
-                "keys": batch["keys"][start : start + size],
-                "skipped": batch["skipped"] if start == 0 else [],
-            }
-        )
-    return parts
-
-
 def get_hashtag_dataset(name: str) -> HashtagDataset:
     """Returns the registered hashtag dataset of that name.
 
@@ -180,34 +160,49 @@ class _ReadAhead:
 
 
 class _BatchSampler:
-    """Adapts a sampler's batches to DataLoader's ``batch_sampler``."""
+    """Adapts a sampler's batches, cut into micro-batches of ``size`` images, to DataLoader's ``batch_sampler``."""
 
-    def __init__(self, sampler: HashtagSampler):
+    def __init__(self, sampler: HashtagSampler, size: int):
         self.sampler = sampler
+        self.size = size
 
-    def __iter__(self):
-        return self.sampler.batches()
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.sampler.batches():
+            for start in range(0, len(batch), self.size):
+                yield batch[start : start + self.size]
+
+
+class WorkerError(RuntimeError):
+    """A worker process of a loader has died or does not answer."""
 
 
 class _WorkerLoader(DataLoader):
-    """A DataLoader that ends with one kind of error, RuntimeError, whenever a worker process dies."""
+    """A DataLoader that ends with one kind of error, WorkerError, whenever a worker process dies or hangs."""
 
     def __iter__(self) -> Iterator[dict]:  # type: ignore[override]
         try:
             yield from super().__iter__()
-        except (ConnectionError, EOFError) as error:
-            if "DataLoader worker" in str(error):  # raised by the dataset, and handed on by a living worker
+        except (ConnectionError, EOFError, RuntimeError) as error:
+            message = str(error)
+            if "timed out after" in message and message.startswith("DataLoader"):
+                raise WorkerError(
+                    f"the data workers gave no batch for {self.timeout:g} s, DATALOADER.TIMEOUT_SECONDS; most often a "
+                    "disk or store does not answer. Start again with --resume."
+                ) from error
+            died = "exited unexpectedly" in message or "killed by signal" in message
+            # The others are raised by the dataset, and handed on by a living worker.
+            if not died and (isinstance(error, RuntimeError) or "DataLoader worker" in message):
                 raise
-            raise RuntimeError(
-                "a DataLoader worker process died while handing over a batch, most often because memory ran out; "
-                "lower DATALOADER.NUM_WORKERS or DATALOADER.PREFETCH_BATCHES."
+            raise WorkerError(
+                "a DataLoader worker process died, most often because memory ran out; lower DATALOADER.NUM_WORKERS or "
+                "DATALOADER.PREFETCH_BATCHES, and start again with --resume."
             ) from error
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
     """Keeps a worker alive when Ctrl-C or a scheduler signals all processes: the main one still saves its state."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _worker_options(cfg) -> dict:
@@ -218,6 +213,7 @@ def _worker_options(cfg) -> dict:
         "collate_fn": collate,
         "pin_memory": torch.cuda.is_available(),
         "prefetch_factor": cfg.DATALOADER.PREFETCH_BATCHES if num_workers else None,
+        "timeout": cfg.DATALOADER.TIMEOUT_SECONDS if num_workers else 0,
         "worker_init_fn": _leave_signals_to_the_main_process,
     }
 
@@ -226,10 +222,11 @@ def build_hashtag_train_loader(cfg, start_iteration: int = 0) -> DataLoader:
     """Builds the infinite training loader of this process.
 
     Args:
-        cfg: reads DATASETS.TRAIN, DATALOADER, INPUT, SOLVER.IMS_PER_BATCH and SEED.
+        cfg: reads DATASETS.TRAIN, DATALOADER, INPUT, SEED, SOLVER.IMS_PER_BATCH and SOLVER.IMS_PER_MICRO_BATCH, which
+            says how many images are delivered at a time (0: the process's whole share of a batch).
         start_iteration: the first iteration to deliver; the batches are those an uninterrupted run would get.
 
-    Taking a batch raises RuntimeError if a worker process died, as when the system ran out of memory.
+    Taking a batch raises :class:`WorkerError` if a worker process died, as when the system ran out of memory, or hangs.
 
     Raises:
         ShardError: a shard is missing or has another size than the manifest says.
@@ -240,9 +237,10 @@ def build_hashtag_train_loader(cfg, start_iteration: int = 0) -> DataLoader:
     sampler = build_sampler(cfg, dataset, start_iteration)
     if dataset.store.is_remote:
         sampler.on_shards = _ReadAhead(dataset)
+    size = cfg.SOLVER.IMS_PER_MICRO_BATCH or cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     return _WorkerLoader(
         dataset,
-        batch_sampler=_BatchSampler(sampler),  # type: ignore[arg-type]
+        batch_sampler=_BatchSampler(sampler, size),  # type: ignore[arg-type]
         persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
         **_worker_options(cfg),
     )

@@ -1,30 +1,62 @@
-"""Checkpoints that a kill at any moment leaves whole: written aside, flushed, renamed."""
+"""Checkpoints that a kill at any moment leaves whole: written aside in the background, flushed, renamed, hashed."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import os
+import re
+import threading
 import zipfile
+from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from wsl_d2.checkpoint import read_pkl
 
+_NUMBERED = re.compile(r"model_(\d{7,})\.pth")
+
 
 class DamagedCheckpointError(RuntimeError):
     """No checkpoint of a run is whole."""
 
 
+def checksum_path(path: str) -> str:
+    """Returns the file beside a checkpoint that holds its SHA-256, as ``sha256sum -c`` reads it."""
+    return f"{path}.sha256"
+
+
 def find_damage(path: str) -> str | None:
-    """Compares the content of a file of ``torch.save`` with the checksums in it, which ``torch.load`` does not.
+    """Compares a checkpoint with the SHA-256 beside it, or where there is none with the CRC-32 of its parts.
 
     Returns:
         What is wrong, or None.
     """
     if not os.path.isfile(path):
         return "there is no such file"
+    try:
+        with open(checksum_path(path)) as file:
+            expected = file.read().split()
+    except FileNotFoundError:
+        return _find_damage_by_crc(path)
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+    if not expected or found != expected[0]:
+        return f"its SHA-256 is {found}, {checksum_path(path)} says {expected[0] if expected else 'nothing'}"
+    return None
+
+
+def _digest(file) -> str:
+    """``hashlib.file_digest`` of Python 3.11."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _find_damage_by_crc(path: str) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.testzip()
@@ -33,34 +65,181 @@ def find_damage(path: str) -> str | None:
         return f"it is cut off or no checkpoint ({error})"
 
 
-class AtomicCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer; a file appears under its final name only when it is complete and on disk, and no code
-    in a file is executed when it is read."""
+def sync_folder(folder: str) -> None:
+    """Makes renames in a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
-    def save(self, name: str, **kwargs) -> None:
-        """Saves model and checkpointables as ``name.pth``; arguments as in fvcore's ``Checkpointer.save``."""
+
+class _HashingFile:
+    """A file to write to that also takes the SHA-256 of what is written."""
+
+    def __init__(self, file):
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def write(self, data) -> int:
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def write_checkpoint(path: str, data: dict) -> None:
+    """Writes a checkpoint and its checksum; at every moment the file of that name, old or new, is whole and loads.
+
+    Raises:
+        OSError: the disk is full, or another failure; what was there before is left as it was.
+    """
+    folder, name = os.path.split(path)
+    partial = f"{path}.partial"
+    try:
+        with open(partial, "wb") as file:
+            hashing = _HashingFile(file)
+            torch.save(data, hashing)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        line = f"{hashing.hexdigest()}  {name}\n"
+        is_new = not os.path.exists(path)
+        if is_new:
+            _write_text(checksum_path(path), line)
+        else:  # without a checksum for a moment, never with another file's
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(checksum_path(path))
+        os.replace(partial, path)
+        if not is_new:
+            _write_text(checksum_path(path), line)
+        sync_folder(folder)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into RuntimeError
+        raise OSError(f"{path}: {error}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(partial)
+
+
+def _write_text(path: str, text: str) -> None:
+    """Writes a small file atomically."""
+    with open(f"{path}.partial", "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.partial", path)
+
+
+def _copy_to_host(value):
+    """A copy of nested dicts, lists and tensors that later training steps leave alone."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copy_to_host(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copy_to_host(item) for item in value)
+    return value
+
+
+class AtomicCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer; a file appears under its final name only when it is complete and on disk, is written
+    while training goes on, and no code in a file is executed when it is read."""
+
+    _writing: threading.Thread | None = None
+    _failure: OSError | None = None
+    # Called by :meth:`_write` once a checkpoint is whole, with its path.
+    after_saving = staticmethod(lambda path: None)
+
+    def save(self, name: str, *, in_background: bool = False, **kwargs) -> None:
+        """Saves model and checkpointables as ``name.pth``.
+
+        Args:
+            name: without ending.
+            in_background: return once the state is copied to the host's memory, and write it meanwhile; one save at a
+                time, so that a second one first waits for the first. See :meth:`wait` for failures.
+            kwargs: further plain data to store, as in fvcore's ``Checkpointer.save``.
+
+        Raises:
+            OSError: this save failed, or an earlier one in the background of which :meth:`wait` did not tell.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
+        self.wait()
         data = {"model": self.model.state_dict()}
         data |= {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
         data |= kwargs
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info(f"Saving checkpoint to {path}")
-        try:
-            with open(f"{path}.partial", "wb") as file:
-                torch.save(data, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(f"{path}.partial", path)
-        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into RuntimeError
-            raise OSError(f"{path}: {error}") from error
-        finally:
+        if not in_background:
+            self._write(path, data)
+            return
+        data = _copy_to_host(data)
+
+        def write() -> None:
+            try:
+                self._write(path, data)
+            except OSError as error:
+                self._failure = error
+
+        self._writing = threading.Thread(target=write, name="checkpoint", daemon=False)
+        self._writing.start()
+
+    def _write(self, path: str, data: dict) -> None:
+        write_checkpoint(path, data)
+        self.tag_last_checkpoint(os.path.basename(path))
+        self.after_saving(path)
+
+    def is_writing(self) -> bool:
+        """Whether a save in the background is under way."""
+        return self._writing is not None and self._writing.is_alive()
+
+    def wait(self) -> bool:
+        """Waits for the save in the background; returns whether there was one.
+
+        Raises:
+            OSError: it failed.
+        """
+        if self._writing is None:
+            return False
+        self._writing.join()
+        self._writing = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        return True
+
+    def numbered_checkpoints(self) -> dict[int, str]:
+        """Returns iteration -> path of the checkpoints ``model_<iteration>.pth`` in the folder."""
+        names = os.listdir(self.save_dir) if self.save_dir and os.path.isdir(self.save_dir) else []
+        return {
+            int(found[1]): os.path.join(self.save_dir, found[0]) for n in names if (found := _NUMBERED.fullmatch(n))
+        }
+
+    def remove(self, path: str) -> None:
+        """Removes a checkpoint and its checksum."""
+        for file in (path, checksum_path(path)):
             with contextlib.suppress(FileNotFoundError):
-                os.remove(f"{path}.partial")
-        self.tag_last_checkpoint(f"{name}.pth")
+                os.remove(file)
+
+    def remove_leftovers(self) -> None:
+        """Removes what a killed save left behind."""
+        for path in glob.glob(os.path.join(glob.escape(self.save_dir), "*.partial")):
+            os.remove(path)
+        for path in glob.glob(os.path.join(glob.escape(self.save_dir), "model_*.pth.sha256")):
+            if not os.path.exists(path.removesuffix(".sha256")):
+                os.remove(path)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to resume from, also if ``last_checkpoint`` was lost."""
+        return super().has_checkpoint() or bool(self.numbered_checkpoints())
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """As Detectron2's, but a damaged newest checkpoint gives way to the one before it, with a warning.
+
+        ``last_checkpoint`` says where to begin looking; no file is used whose checksum is not right.
 
         Raises:
             DamagedCheckpointError: there are checkpoints to resume from, and all of them are damaged.
@@ -68,9 +247,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
         if not (resume and self.has_checkpoint()):
             return super().resume_or_load(path, resume=resume)
         newest = self.get_checkpoint_file()
-        others = sorted(glob.glob(os.path.join(glob.escape(self.save_dir), "model_[0-9]*.pth")), reverse=True)
+        numbered = [file for _, file in sorted(self.numbered_checkpoints().items(), reverse=True)]
+        if not os.path.basename(newest):  # an empty or lost pointer
+            candidates = numbered
+        elif newest in numbered:
+            candidates = numbered[numbered.index(newest) :]
+        else:
+            number = _NUMBERED.fullmatch(os.path.basename(newest))
+            candidates = [newest, *(f for f in numbered if number is None or f < newest)]
         damages = []
-        for file in [newest, *(file for file in others if file < newest)]:
+        for file in candidates:
             damage = find_damage(file)
             if damage is None:
                 return self.load(file)
@@ -78,7 +264,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             self.logger.warning(f"Checkpoint {damages[-1]}; trying the one before it")
         raise DamagedCheckpointError(
             f"no checkpoint in {self.save_dir} can be resumed from: {'; '.join(damages)}. Restore one, or remove "
-            "last_checkpoint there to start again."
+            "last_checkpoint and the model_*.pth there to start again."
         )
 
     def _load_file(self, filename: str) -> dict:
@@ -101,9 +287,5 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Points ``last_checkpoint`` at a file, atomically."""
-        path = os.path.join(self.save_dir, "last_checkpoint")
-        with open(f"{path}.partial", "w") as file:
-            file.write(last_filename_basename)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(f"{path}.partial", path)
+        path = Path(self.save_dir) / "last_checkpoint"
+        _write_text(str(path), last_filename_basename)

@@ -4,48 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import threading
 from collections.abc import Sequence
 
-import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from fvcore.nn.precise_bn import get_bn_modules
 
 from wsl_d2.checkpoint import export_backbone
 
-_MAX_FAILED_SAVES = 3
+MAX_FAILED_SAVES = 3  # in a row, before a run ends
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: "try again later"
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last is submitit's
 
 
-class AverageBatchNormStatistics(HookBase):
-    """Averages batch-norm running statistics over processes before evaluating and saving.
-
-    Each process normalises with its own batch, so that their running statistics drift apart and only the main
-    process's would be saved.
-
-    Args:
-        periods: iterations; the statistics are averaged at multiples of any of them and at the end.
-    """
-
-    def __init__(self, *periods: int):
-        self.periods = [period for period in periods if period > 0]
-
-    def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done >= self.trainer.max_iter or any(done % period == 0 for period in self.periods):
-            self.average()
-
-    def average(self) -> None:
-        """Averages them now; called on all processes."""
-        if comm.get_world_size() > 1:
-            for module in get_bn_modules(self.trainer.model):
-                for statistic in (module.running_mean, module.running_var):
-                    dist.all_reduce(statistic)
-                    statistic /= comm.get_world_size()
+class UnsavedError(OSError):
+    """A run ends because its checkpoints cannot be saved."""
 
 
 class ExportBackbone(HookBase):
@@ -60,73 +34,124 @@ class ExportBackbone(HookBase):
 
     def after_train(self) -> None:
         if comm.is_main_process() and self.trainer.iter >= self.trainer.max_iter:
-            path = os.path.join(self.trainer.cfg.OUTPUT_DIR, "backbone.pth")
-            export_backbone(self.trainer.model, path, **self.provenance)
+            folder = self.trainer.cfg.OUTPUT_DIR
+            export_backbone(self.trainer.model, os.path.join(folder, "backbone.pth"), **self.provenance)
+            if self.trainer.average is not None:
+                average = self.trainer.average.model
+                export_backbone(average, os.path.join(folder, "backbone_ema.pth"), **self.provenance)
 
 
 class SaveCheckpoints(HookBase):
-    """Saves every ``period`` iterations and at the end; keeps the newest ones and the milestones.
+    """Saves every ``period`` iterations and at the end, in all processes; keeps the newest ones and the milestones.
 
     A save that fails, as on a full disk, is logged and leaves the run and its older checkpoints alone; the third in a
-    row, or the last of the run, ends it. Older files go only once a newer one is there.
+    row, or the last of the run, ends it in all processes. Older files go only once a newer one is whole.
 
     Args:
         period: iterations.
         keep: newest checkpoints kept, besides ``model_final.pth``.
         milestones: iterations after which to save, too; these are kept.
+        in_background: write while training goes on.
     """
 
-    def __init__(self, period: int, keep: int, milestones: Sequence[int] = ()):
+    def __init__(self, period: int, keep: int, milestones: Sequence[int] = (), in_background: bool = True):
         self.period = period
         self.keep = max(1, keep)
         self.milestones = frozenset(milestones)
-        self._failures = 0
+        self.in_background = in_background
+
+    def before_train(self) -> None:
+        if comm.is_main_process():
+            self.trainer.checkpointer.remove_leftovers()
+            self.trainer.checkpointer.after_saving = self._remove_old
 
     def after_step(self) -> None:
+        agreement = self.trainer.agreement
+        if comm.is_main_process() and not self.trainer.checkpointer.is_writing():
+            self._note_result()
+        if agreement.agreed_failed_saves >= MAX_FAILED_SAVES:
+            raise UnsavedError(
+                f"{agreement.agreed_failed_saves} checkpoints in a row could not be saved in "
+                f"{self.trainer.cfg.OUTPUT_DIR}, the log tells why; the older ones are kept, for --resume."
+            )
         done = self.trainer.iter + 1
-        checkpointer = self.trainer.checkpointer
-        if done % self.period == 0 or done in self.milestones:
-            try:
-                checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
-            except OSError as error:
-                self._failures += 1
-                if self._failures >= _MAX_FAILED_SAVES:
-                    raise
-                logging.getLogger(__name__).error(
-                    f"the checkpoint after {done} iterations could not be saved ({error}); the older ones are kept, "
-                    f"and training goes on. {_MAX_FAILED_SAVES - self._failures} more such failures in a row end it"
-                )
-            else:
-                self._failures = 0
-                self._remove_old(checkpointer.save_dir)
         if done >= self.trainer.max_iter:
-            checkpointer.save("model_final", iteration=self.trainer.iter)
+            self._save_final()
+        elif done % self.period == 0 or done in self.milestones:
+            self.save(in_background=self.in_background)
 
-    def _remove_old(self, folder: str) -> None:
-        files = {}
-        for name in os.listdir(folder):
-            if matched := re.fullmatch(r"model_(\d{7,})\.pth", name):
-                files[int(matched[1])] = os.path.join(folder, name)
+    def save(self, in_background: bool) -> None:
+        """Saves the state after this iteration, in all processes together; a failure is logged and counted."""
+        self.trainer.prepare_saving()
+        if not comm.is_main_process():
+            return
+        self._note_result()  # of the save before
+        name = f"model_{self.trainer.iter:07d}"
+        try:
+            self.trainer.checkpointer.save(name, in_background=in_background, iteration=self.trainer.iter)
+        except OSError as error:
+            self._note_failure(error)
+        else:
+            if not in_background:
+                self.trainer.agreement.failed_saves = 0
+
+    def _note_result(self) -> None:
+        """Counts how the last save in the background ended, if there was one."""
+        try:
+            if self.trainer.checkpointer.wait():
+                self.trainer.agreement.failed_saves = 0
+        except OSError as error:
+            self._note_failure(error)
+
+    def _note_failure(self, error: OSError) -> None:
+        agreement = self.trainer.agreement
+        agreement.failed_saves += 1
+        left = MAX_FAILED_SAVES - agreement.failed_saves
+        logging.getLogger(__name__).error(
+            f"a checkpoint could not be saved ({error}); the older ones are kept, and training goes on. "
+            f"{left} more such failures in a row end it"
+        )
+
+    def _save_final(self) -> None:
+        self.trainer.prepare_saving()
+        failure = None
+        if comm.is_main_process():
+            self._note_result()
+            try:
+                self.trainer.checkpointer.save("model_final", iteration=self.trainer.iter)
+            except OSError as error:
+                failure = f"the last checkpoint could not be saved: {error}"
+        failures = [text for text in comm.all_gather(failure) if text]
+        if failures:
+            raise UnsavedError(failures[0])
+
+    def after_train(self) -> None:
+        if comm.is_main_process():
+            self._note_result()
+
+    def _remove_old(self, path: str) -> None:
+        checkpointer = self.trainer.checkpointer
+        files = checkpointer.numbered_checkpoints()
         removable = [number for number in sorted(files) if number + 1 not in self.milestones]
         for number in removable[: -self.keep]:
-            os.remove(files[number])
+            if files[number] != path:
+                checkpointer.remove(files[number])
 
 
 class StopOnSignal(HookBase):
-    """On SIGTERM or SIGUSR1 to any process, all of them save one checkpoint and exit with ``REQUEUE_EXIT_CODE``.
+    """On SIGTERM, SIGUSR1 or SIGUSR2 to any process, all save one checkpoint and exit with ``REQUEUE_EXIT_CODE``.
 
-    Schedulers send these before they end or preempt a job; `--resume` then goes on as if nothing had happened. The
-    processes agree at the next record of metrics, where nothing of an unfinished record is lost.
+    Schedulers send these before they end or preempt a job; ``--resume`` then goes on as if nothing had happened. The
+    processes agree at the end of each step. Further signals change nothing.
 
     Args:
-        period: iterations between two records, ``SOLVER.LOG_PERIOD``.
-        statistics: hooks whose ``average()`` makes the model ready to be saved.
+        saving: the hook that saves.
+        exchange: take part in the agreement here, for trainers whose steps do not.
     """
 
-    def __init__(self, period: int, statistics: Sequence[AverageBatchNormStatistics] = ()):
-        self.period = period
-        self.statistics = statistics
-        self._received: int | None = None
+    def __init__(self, saving: SaveCheckpoints, exchange: bool):
+        self.saving = saving
+        self.exchange = exchange
         self._previous: dict = {}
 
     def before_train(self) -> None:
@@ -134,21 +159,22 @@ class StopOnSignal(HookBase):
             self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
 
     def _note(self, number: int, frame) -> None:
-        self._received = number
+        self.trainer.agreement.signal = number
 
     def after_step(self) -> None:
+        agreement = self.trainer.agreement
+        if self.exchange:
+            agreement.exchange()
         done = self.trainer.iter + 1
-        if done % self.period or done >= self.trainer.max_iter:
+        if not agreement.agreed_signal or done >= self.trainer.max_iter:
             return
-        received = [number for number in comm.all_gather(self._received) if number is not None]
-        if not received:
-            return
-        for hook in self.statistics:
-            hook.average()
-        self.trainer.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
-        comm.synchronize()  # a launcher may kill the others once the first has ended
+        self.saving.save(in_background=False)
+        saved = comm.all_gather(agreement.failed_saves)[0] == 0
+        name = signal.Signals(agreement.agreed_signal).name
         logging.getLogger(__name__).warning(
-            f"{signal.Signals(received[0]).name}: saved after {done} iterations; --resume goes on from there"
+            f"{name}: saved after {done} iterations; --resume goes on from there"
+            if saved
+            else f"{name}: could not save after {done} iterations; --resume goes on from the checkpoint before"
         )
         raise SystemExit(REQUEUE_EXIT_CODE)
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -24,12 +24,17 @@ from filelock import FileLock, Timeout
 from wsl_d2.checkpoint import DownloadError, IncompleteLoadError, PixelStatisticsError
 from wsl_d2.config import add_wsl_config
 from wsl_d2.data import ShardError
-from wsl_d2.data.build import build_sampler, get_hashtag_dataset, training_dataset
+from wsl_d2.data.build import WorkerError, build_sampler, get_hashtag_dataset, training_dataset
 from wsl_d2.data.catalog import register_datasets
+from wsl_d2.engine.agreement import LostProcessError
 from wsl_d2.engine.checkpointer import AtomicCheckpointer, DamagedCheckpointError
 from wsl_d2.engine.dry_run import dry_run
-from wsl_d2.engine.schedule import ConfigError, check_periods, resolve_schedule
-from wsl_d2.engine.trainer import DamagedImagesError, DetectionTrainer, WSLTrainer
+from wsl_d2.engine.hooks import UnsavedError
+from wsl_d2.engine.launch import start, submit, without_cluster_options
+from wsl_d2.engine.parallel import images_per_group
+from wsl_d2.engine.pretrain_loop import DamagedImagesError
+from wsl_d2.engine.schedule import ConfigError, resolve_schedule
+from wsl_d2.engine.trainer import DetectionTrainer, ResumableTrainer, WSLTrainer
 from wsl_d2.hashtags import VocabularyError
 
 # What a user can mend; shown as one line instead of a traceback.
@@ -41,9 +46,12 @@ USER_ERRORS = (
     FloatingPointError,
     FileNotFoundError,
     IncompleteLoadError,
+    LostProcessError,
     PixelStatisticsError,
     ShardError,
+    UnsavedError,
     VocabularyError,
+    WorkerError,
 )
 
 
@@ -117,6 +125,22 @@ def is_pretraining(cfg: CfgNode) -> bool:
     return cfg.MODEL.META_ARCHITECTURE == "HashtagClassifier"
 
 
+def trainer_class(cfg: CfgNode) -> type[ResumableTrainer]:
+    """The trainer for the config's kind of model."""
+    return WSLTrainer if is_pretraining(cfg) else DetectionTrainer
+
+
+def _images_per_group(cfg: CfgNode, resume: bool) -> int:
+    """The images of a batch-norm group; a resumed run keeps those it began with unless the config names a number."""
+    saved = None
+    if resume:
+        with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+            with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml")) as file:
+                saved = int(yaml.safe_load(file)["SOLVER"]["IMS_PER_MICRO_BATCH"])
+        comm.synchronize()  # the file is written again in a moment
+    return images_per_group(cfg, saved)
+
+
 def setup(args) -> CfgNode:
     """Merges the config, registers its datasets, fills in what follows from them, and starts logging.
 
@@ -142,7 +166,7 @@ def setup(args) -> CfgNode:
                 f"({dataset.folder}) has {dataset.num_labels} labels; set it to 0 to follow the vocabulary."
             )
         cfg.MODEL.HASHTAG_CLASSIFIER.NUM_CLASSES = dataset.num_labels
-        check_periods(cfg)
+        cfg.SOLVER.IMS_PER_MICRO_BATCH = _images_per_group(cfg, args.resume)
         resolve_schedule(cfg, build_sampler(cfg, dataset).epoch_length)
         _check_same_vocabulary(cfg, dataset)
     cfg.freeze()
@@ -177,7 +201,7 @@ def _dry_run(args) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         args.opts = [*args.opts, "OUTPUT_DIR", folder]
         cfg = setup(args)
-        trainer = (WSLTrainer if is_pretraining(cfg) else DetectionTrainer)(cfg)
+        trainer = trainer_class(cfg)(cfg)
         trainer.resume_or_load(resume=False)
         facts = dry_run(trainer, args.images_per_second)
     if comm.is_main_process():
@@ -194,51 +218,70 @@ def argument_parser() -> argparse.ArgumentParser:
         help="build everything, do two iterations, print the run's facts, write nothing",
     )
     parser.add_argument("--images-per-second", type=float, help="with --dry-run: the speed to tell the hours for")
+    parser.add_argument(
+        "--override-resume",
+        action="store_true",
+        help="with --resume: continue although the config differs from the checkpoint's, and note the differences",
+    )
+    parser.add_argument(
+        "--cluster",
+        choices=["slurm", "local"],
+        help="submit the run through submitit; it resumes by itself, also after its time was over",
+    )
+    parser.add_argument(
+        "--cluster-parameter",
+        type=_setting,
+        action="append",
+        default=[],
+        help="NAME=VALUE for submitit's executor, such as nodes, tasks_per_node, gpus_per_node or timeout_min",
+    )
     return parser
 
 
+def _setting(text: str) -> tuple[str, int | str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    return name, int(value) if value.isdecimal() else value
+
+
 def _train_or_evaluate(cfg: CfgNode, args) -> dict:
-    trainer_class = WSLTrainer if is_pretraining(cfg) else DetectionTrainer
+    kind = trainer_class(cfg)
     if args.eval_only:
-        model = trainer_class.build_model(cfg)
+        model = kind.build_model(cfg)
         checkpointer = AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         if args.resume and checkpointer.has_checkpoint():
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=True)
         else:
-            trainer_class.load_weights(cfg, model, checkpointer, whole=True)
-        results = trainer_class.test(cfg, model)
+            kind.load_weights(cfg, model, checkpointer, whole=True)
+        results = kind.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
-    trainer = trainer_class(cfg)
+    trainer = kind(cfg, override_resume=getattr(args, "override_resume", False))
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
 def run(args) -> None:
-    """Starts ``main(args)`` in every process: under torchrun in this one, else through Detectron2's ``launch``."""
-    if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= os.environ.keys():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        comm.synchronize()
-        main(args)
-        dist.destroy_process_group()
-    else:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+    """Starts ``main(args)`` in every process of the run; see :func:`wsl_d2.engine.launch.start`."""
+    start(main, args, load_config(args.config_file, args.opts).SOLVER.PROCESS_TIMEOUT_SECONDS)
+
+
+def _submit(args, arguments: list[str]) -> None:
+    """Hands the run to a cluster and tells where its logs will be."""
+    folder = Path(load_config(args.config_file, args.opts).OUTPUT_DIR) / "submitit"
+    job = submit(arguments, folder, args.cluster, dict(args.cluster_parameter))
+    print(f"job {job.job_id}; its logs are in {job.paths.folder}")
 
 
 def run_command_line() -> None:
     """``tools/train_net.py``: parses Detectron2's arguments and runs; a user's mistake ends in one clear line."""
+    args = argument_parser().parse_args()
     try:
-        run(argument_parser().parse_args())
+        if args.cluster:
+            _submit(args, without_cluster_options(sys.argv[1:]))
+        else:
+            run(args)
     except USER_ERRORS as error:
         sys.exit(f"error: {error}")

@@ -23,6 +23,8 @@ def resolve_schedule(cfg, images_per_epoch: int) -> None:
         ConfigError: TOTAL_IMAGES and TOTAL_EPOCHS are both given, or a value is negative or leaves no iteration.
     """
     solver = cfg.SOLVER
+    if solver.LOG_PERIOD < 1:
+        raise ConfigError(f"SOLVER.LOG_PERIOD must be at least 1 iteration, got {solver.LOG_PERIOD}.")
     for key in ("LR_PER_256_IMAGES", "TOTAL_IMAGES", "TOTAL_EPOCHS", "WARMUP_IMAGES", "NUM_LR_HALVINGS"):
         if solver[key] < 0:
             raise ConfigError(f"SOLVER.{key} must not be negative, got {solver[key]}.")
@@ -60,21 +62,3 @@ def halving_steps(max_iter: int, num_halvings: int) -> tuple[int, ...]:
     if len(set(steps)) < num_halvings or steps[0] <= 0 or steps[-1] >= max_iter:
         raise ConfigError(f"SOLVER.NUM_LR_HALVINGS is {num_halvings}, too many for {max_iter} iterations.")
     return steps
-
-
-def check_periods(cfg) -> None:
-    """Requires checkpoints to fall on records, so that nothing of an unfinished record is lost on resume.
-
-    Raises:
-        ConfigError: SOLVER.CHECKPOINT_PERIOD is not a multiple of SOLVER.LOG_PERIOD.
-    """
-    checkpoint, log = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.LOG_PERIOD
-    if log < 1 or checkpoint % log:
-        raise ConfigError(
-            f"SOLVER.CHECKPOINT_PERIOD ({checkpoint}) must be a multiple of SOLVER.LOG_PERIOD ({log}), so that a "
-            "resumed run records the same numbers."
-        )
-    if late := [milestone for milestone in cfg.SOLVER.CHECKPOINT_MILESTONES if milestone < 1 or milestone % log]:
-        raise ConfigError(
-            f"SOLVER.CHECKPOINT_MILESTONES has {late[0]}, which is no positive multiple of SOLVER.LOG_PERIOD ({log})."
-        )

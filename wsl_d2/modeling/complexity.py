@@ -35,24 +35,40 @@ def count_complexity(architecture: str, *, num_classes: int = 1000, image_size: 
     if image_size % _TRACED_SIZE:
         raise ValueError(f"image_size must be a multiple of {_TRACED_SIZE}, got {image_size}")
     with torch.device("meta"):
-        network = _Classifier(architecture, num_classes)
-    network = network.to_empty(device="cpu").eval()
-    counter = FlopCountAnalysis(network, torch.zeros(1, 3, _TRACED_SIZE, _TRACED_SIZE))
-    counter.unsupported_ops_warnings(False)
-    operations = counter.by_operator()
-    head = operations.pop("linear")
-    area = (image_size // _TRACED_SIZE) ** 2
-    multiply_adds = int(head + area * sum(operations.values()))
-    return Complexity(sum(parameter.numel() for parameter in network.parameters()), multiply_adds)
-
-
-class _Classifier(nn.Module):
-    def __init__(self, architecture: str, num_classes: int):
-        super().__init__()
-        self.backbone = make_resnext(architecture)
-        channels = self.backbone.output_shape()["res5"].channels
+        network = make_resnext(architecture)
+        channels = network.output_shape()["res5"].channels
         assert channels is not None
-        self.head = nn.Linear(channels, num_classes)
+        head = nn.Linear(channels, num_classes)
+    network = network.to_empty(device="cpu")
+    multiply_adds = round(head.weight.numel() + multiply_adds_per_image(network, image_size))
+    num_parameters = sum(parameter.numel() for module in (network, head) for parameter in module.parameters())
+    return Complexity(num_parameters, multiply_adds)
+
+
+def multiply_adds_per_image(backbone: nn.Module, image_size: int) -> float:
+    """Counts the multiply-adds of one image's forward pass, by fvcore.
+
+    Args:
+        backbone: emits "res5"; run once in evaluation mode on an image of 32 x 32.
+        image_size: pixels, both sides.
+    """
+    was_training = backbone.training
+    image = torch.zeros(1, 3, _TRACED_SIZE, _TRACED_SIZE, device=next(backbone.parameters()).device)
+    try:
+        counter = FlopCountAnalysis(_Pooled(backbone).eval(), image)
+        counter.unsupported_ops_warnings(False)
+        counter.uncalled_modules_warnings(False)
+        return counter.total() * (image_size / _TRACED_SIZE) ** 2
+    finally:
+        backbone.train(was_training)
+
+
+class _Pooled(nn.Module):
+    """Gives one tensor, as tracing needs it."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.backbone(images)["res5"].mean(dim=(2, 3)))
+        return self.backbone(images)["res5"].mean(dim=(2, 3))

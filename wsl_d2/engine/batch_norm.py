@@ -1,0 +1,77 @@
+"""Batch-norm running statistics that do not depend on how many processes share the work.
+
+A group is the images that are normalised together: one micro-batch of one process. The groups of a global batch are the
+paper's GPUs, whichever processes compute them. Training uses a group's own statistics; the running ones, for evaluation
+and for the weights that travel, are here the mean over all groups of what each would have kept:
+
+    running <- (1 - momentum) * running + momentum * mean over groups of the group's statistics
+
+Averaging over the micro-batches of a process is done at each step, over processes when statistics are needed: the rule
+is linear, so both give the same up to rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
+
+
+def running_statistics(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Returns the running means and variances of all batch norms in training mode."""
+    return [statistic for norm in get_bn_modules(model) for statistic in (norm.running_mean, norm.running_var)]
+
+
+class GroupStatistics:
+    """Averages running statistics over the micro-batches of a step, as if each had been a process's.
+
+    Args:
+        model: in training mode.
+        num_groups: micro-batches of a step in this process.
+    """
+
+    def __init__(self, model: torch.nn.Module, num_groups: int):
+        self.num_groups = num_groups
+        self._running = running_statistics(model) if num_groups > 1 else []
+        self._counters = [norm.num_batches_tracked for norm in get_bn_modules(model)] if num_groups > 1 else []
+        self._before: list[torch.Tensor] = []
+        self._sums: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def after_group(self, number: int) -> None:
+        """Called after the backward pass of each micro-batch, ``number`` counting from 0."""
+        if not self._running:
+            return
+        if number == 0:
+            self._sums = [statistic.clone() for statistic in self._running]
+        else:
+            torch._foreach_add_(self._sums, self._running)
+            torch._foreach_sub_(self._counters, 1)  # a step counts as one batch
+        if number < self.num_groups - 1:
+            torch._foreach_copy_(self._running, self._before)
+        else:
+            torch._foreach_div_(self._sums, self.num_groups)
+            torch._foreach_copy_(self._running, self._sums)
+            self._sums = []
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Called before the first forward pass of a step."""
+        if not self._before:
+            self._before = [statistic.clone() for statistic in self._running]
+        elif self._running:
+            torch._foreach_copy_(self._before, self._running)
+
+
+@torch.no_grad()
+def average_over_processes(model: torch.nn.Module) -> None:
+    """Averages the running statistics over processes, in one exchange; called by all of them."""
+    statistics = running_statistics(model)
+    if comm.get_world_size() == 1 or not statistics:
+        return
+    flat = torch.cat([statistic.flatten() for statistic in statistics])
+    dist.all_reduce(flat)
+    flat /= comm.get_world_size()
+    parts = flat.split([statistic.numel() for statistic in statistics])
+    torch._foreach_copy_(statistics, [part.view_as(s) for part, s in zip(parts, statistics, strict=True)])

@@ -1,0 +1,101 @@
+"""How a model and its optimiser are spread over processes."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
+
+from wsl_d2.engine.schedule import ConfigError
+
+_COMPRESSIONS = {"bfloat16": default_hooks.bf16_compress_hook, "float16": default_hooks.fp16_compress_hook}
+
+
+def data_parallel(model: torch.nn.Module, compression: str = "") -> torch.nn.Module:
+    """Wraps the model for several processes; unlike Detectron2's ``create_ddp_model`` also on CPU.
+
+    Args:
+        model: on its device.
+        compression: "", "bfloat16" or "float16", the type in which gradients travel between processes.
+
+    Raises:
+        ConfigError: another compression.
+    """
+    if compression and compression not in _COMPRESSIONS:
+        raise ConfigError(
+            f"SOLVER.GRADIENT_COMPRESSION is {compression!r}; it may be '', {', '.join(map(repr, _COMPRESSIONS))}."
+        )
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    parallel = DistributedDataParallel(
+        model,
+        device_ids=[torch.cuda.current_device()] if on_gpu else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+    if compression:
+        parallel.register_comm_hook(None, _COMPRESSIONS[compression])
+    return parallel
+
+
+def build_sgd(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """Builds SGD from Detectron2's SOLVER keys; fused on GPUs, and with ``SOLVER.ZERO_STAGE_1`` with each process
+    keeping the momentum of its share of the parameters alone (arXiv 1910.02054).
+
+    Args:
+        cfg: reads SOLVER.
+        model: not yet wrapped.
+    """
+    solver = cfg.SOLVER
+    parameters = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+    )
+    on_gpu = next(model.parameters()).is_cuda
+    options = {
+        "lr": solver.BASE_LR,
+        "momentum": solver.MOMENTUM,
+        "nesterov": solver.NESTEROV,
+        "weight_decay": solver.WEIGHT_DECAY,
+        "fused" if on_gpu else "foreach": True,
+    }
+    if not (solver.ZERO_STAGE_1 and comm.get_world_size() > 1):
+        return maybe_add_gradient_clipping(cfg, torch.optim.SGD(parameters, **options))
+    if solver.CLIP_GRADIENTS.ENABLED:
+        raise ConfigError("SOLVER.ZERO_STAGE_1 and SOLVER.CLIP_GRADIENTS.ENABLED cannot be used together.")
+    return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.SGD, **options)
+
+
+def images_per_group(cfg, saved: int | None = None) -> int:
+    """Returns the images of a batch-norm group, which is a micro-batch of one process.
+
+    Args:
+        cfg: reads SOLVER.IMS_PER_MICRO_BATCH and IMS_PER_BATCH; the first is followed if it is above 0.
+        saved: the images of a group of the run that is resumed, followed otherwise, so that a run keeps its groups on
+            another number of processes.
+
+    Raises:
+        ConfigError: a process's share of the batch is no multiple of it.
+    """
+    world_size, batch_size = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
+    if batch_size % world_size:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH ({batch_size}) must be a multiple of the number of processes ({world_size})."
+        )
+    share = batch_size // world_size
+    size = cfg.SOLVER.IMS_PER_MICRO_BATCH or saved or share
+    if size < 0 or share % size:
+        source = "SOLVER.IMS_PER_MICRO_BATCH" if cfg.SOLVER.IMS_PER_MICRO_BATCH else "the batch-norm group of this run"
+        raise ConfigError(
+            f"each of {world_size} processes has {share} images of a batch of {batch_size}, which is no multiple of "
+            f"{source} ({size}). Use a number of processes that divides {batch_size / size:g}, the groups of a batch"
+            + (", or another SOLVER.IMS_PER_MICRO_BATCH." if cfg.SOLVER.IMS_PER_MICRO_BATCH else ".")
+        )
+    return size

@@ -1,0 +1,91 @@
+"""Where metrics go: Detectron2's writers and W&B, none of which can end a run."""
+
+from __future__ import annotations
+
+import logging
+
+from detectron2.engine import default_writers
+from detectron2.utils.events import EventWriter, get_event_storage
+
+from wsl_d2.engine.schedule import ConfigError
+
+
+class GuardedWriter(EventWriter):
+    """Hands on to a writer; its failures are logged once, and training goes on.
+
+    Args:
+        writer: tried again at every record, as a full disk or a lost connection may come back.
+    """
+
+    def __init__(self, writer: EventWriter):
+        self.writer = writer
+        self._has_failed = False
+
+    def write(self) -> None:
+        self._try(self.writer.write)
+
+    def close(self) -> None:
+        self._try(self.writer.close)
+
+    def _try(self, action) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever a logging service raises
+            if not self._has_failed:
+                logging.getLogger(__name__).warning(
+                    f"{type(self.writer).__name__} failed ({type(error).__name__}: {error}); training goes on, metrics "
+                    "may be missing there. Further failures of it are not logged."
+                )
+            self._has_failed = True
+
+
+class WandbWriter(EventWriter):
+    """Sends every scalar to Weights & Biases. A resumed run continues the one before, by the name of its folder.
+
+    Args:
+        project: of W&B.
+        output_dir: of the run; W&B's own files go there, too.
+        config: logged with the run.
+        window_size: scalars are median-smoothed over this many iterations, as in TensorBoard.
+
+    Raises:
+        ConfigError: wandb is not installed.
+    """
+
+    def __init__(self, project: str, output_dir: str, config: dict, window_size: int = 20):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                f"WANDB.PROJECT is {project!r}, but wandb is not installed; run `pip install wandb`, or leave the key "
+                "empty."
+            ) from error
+        identifier = "".join(c if c.isalnum() else "-" for c in output_dir).strip("-")[-64:]
+        self._run = wandb.init(project=project, id=identifier, resume="allow", dir=output_dir, config=config)
+        self._window_size = window_size
+        self._last_write = -1
+
+    def write(self) -> None:
+        records: dict[int, dict[str, float]] = {}
+        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self._window_size).items():
+            if iteration > self._last_write:
+                records.setdefault(iteration, {})[name] = value
+        for iteration in sorted(records):
+            self._run.log(records[iteration], step=iteration)
+        self._last_write = max([self._last_write, *records])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def build_writers(cfg, max_iter: int) -> list[EventWriter]:
+    """Builds the writers of a run.
+
+    Args:
+        cfg: reads OUTPUT_DIR and WANDB.
+        max_iter: for the time that is left.
+    """
+    writers: list[EventWriter] = list(default_writers(cfg.OUTPUT_DIR, max_iter))
+    if cfg.WANDB.PROJECT:
+        writers.append(WandbWriter(cfg.WANDB.PROJECT, cfg.OUTPUT_DIR, cfg))
+    return [GuardedWriter(writer) for writer in writers]
