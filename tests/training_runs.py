@@ -60,6 +60,7 @@ def _in_fork(arguments: list[str], environ: dict, log: str, script: str) -> None
     os.environ.clear()
     os.environ.update(environ)
     sys.argv = arguments
+    multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a run of its own
     torch.set_num_threads(1)
     exec(compile(script, "faulty_train_net.py", "exec"), {"__name__": "__main__"})
 
@@ -167,6 +168,30 @@ def environment(datasets) -> dict:
     return os.environ | {"DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"}
 
 
+# Begins a script that injects a fault: ``before_step(function)`` has it called with the loop before each step.
+INJECT = """
+import os, signal, sys, time
+import torch
+from detectron2.utils import comm
+from wsl_d2.engine import pretrain_loop, run_command_line
+from wsl_d2.engine.pretrain_loop import PretrainLoop
+
+def before_step(function, step=PretrainLoop.run_step):
+    def run_step(self):
+        function(self)
+        step(self)
+    PretrainLoop.run_step = run_step
+"""
+
+
+def dies_at(iteration: int) -> str:
+    """A script of a run whose processes are all killed before that step."""
+    return f"""{INJECT}
+before_step(lambda loop: os.kill(os.getpid(), signal.SIGKILL) if loop.iter == {iteration} else None)
+run_command_line()
+"""
+
+
 def losses(output: Path) -> dict[int, float]:
     records = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     return {record["iteration"]: record["loss_hashtag"] for record in records if "loss_hashtag" in record}
@@ -184,12 +209,25 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
     return torch.load(output / "model_final.pth", weights_only=True)["model"]
 
 
-def assert_same_weights(ours: Path, theirs: Path) -> None:
-    """Bit by bit."""
-    ours, theirs = weights(ours), weights(theirs)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        assert torch.equal(ours[name], tensor), name
+def assert_same_state(ours: Path, theirs: Path) -> None:
+    """Requires two finished runs to be equal bit by bit: weights, optimiser, averages, random states, everything."""
+    one, two = (torch.load(output / "model_final.pth", weights_only=True) for output in (ours, theirs))
+    differences = list(_differences(one, two, ""))
+    assert not differences, differences
+
+
+def _differences(one, two, name):
+    if isinstance(one, torch.Tensor):
+        if not torch.equal(one, two):
+            yield name
+    elif isinstance(one, dict) or isinstance(one, list | tuple):
+        items = [obj if isinstance(obj, dict) else dict(enumerate(obj)) for obj in (one, two)]
+        if items[0].keys() != items[1].keys():
+            yield name
+        for key in items[0].keys() & items[1].keys():
+            yield from _differences(items[0][key], items[1][key], f"{name}.{key}")
+    elif one != two:
+        yield name
 
 
 def wait_for_records(run: Run, output: Path, number: int) -> None:

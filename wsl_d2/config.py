@@ -42,7 +42,7 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.DATALOADER.PREFETCH_BATCHES = (
         2  # batches (micro-batches, where SOLVER asks for them) that each worker keeps ready
     )
-    cfg.DATALOADER.TIMEOUT_SECONDS = 900.0  # without a batch from the workers before a run ends with an error; 0: never
+    cfg.DATALOADER.TIMEOUT_SECONDS = 900  # without a batch from the workers before a run ends with an error; 0: never
     # A run stops when more than this fraction of the images it drew could not be decoded (8 are always allowed).
     cfg.DATALOADER.MAX_DAMAGED_FRACTION = 1e-3
     cfg.TEST.IMS_PER_BATCH = 64  # images per process when evaluating a HashtagClassifier
@@ -83,7 +83,7 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.SOLVER.ZERO_STAGE_1 = False  # each process keeps the momentum of its share of the parameters alone
     cfg.SOLVER.GRADIENT_COMPRESSION = ""  # "", "bfloat16" or "float16": how gradients travel between processes
     # Without a sign of another process in an exchange before a run ends with an error that names who is missing.
-    cfg.SOLVER.PROCESS_TIMEOUT_SECONDS = 1800.0
+    cfg.SOLVER.PROCESS_TIMEOUT_SECONDS = 1800
     # Of one device, dense, in 1e12 operations a second, for the recorded utilisation (MFU). 0: known for common GPUs.
     cfg.SOLVER.PEAK_TFLOPS = 0.0
     cfg.WANDB = CN()

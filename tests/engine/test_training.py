@@ -1,33 +1,19 @@
 """Runs of tools/train_net.py on a toy dataset, each in its own process."""
 
 import json
-import os
 import re
-import shutil
-import signal
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from toy_data import write_hashtag_folder
 from training_runs import (
     TORCHRUN,
-    Run,
-    assert_same_weights,
     losses,
     merged_records,
     train,
-    wait_for_records,
     weights,
 )
-
-
-@pytest.fixture(scope="module")
-def whole_run(datasets, tmp_path_factory):
-    output = tmp_path_factory.mktemp("whole")
-    train(datasets, output)
-    return output
 
 
 def test_a_run_records_every_iteration_and_exports_its_backbone(whole_run):
@@ -40,71 +26,6 @@ def test_a_run_records_every_iteration_and_exports_its_backbone(whole_run):
     final = weights(whole_run)
     for name, tensor in exported["model"].items():
         assert torch.equal(tensor, final[f"backbone.{name}"]), name
-
-
-def test_sigkill_and_resume_give_the_same_losses_and_weights_to_the_bit(whole_run, datasets, tmp_path):
-    killed = Run(datasets, tmp_path)
-    wait_for_records(killed, tmp_path, 10)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert not (tmp_path / "model_final.pth").exists()
-    assert (tmp_path / "last_checkpoint").exists()
-    resumed = train(datasets, tmp_path, flags=["--resume"], DATALOADER__NUM_WORKERS=2)
-    start = int(re.search(r"Starting training from iteration (\d+)", resumed.output).group(1))
-    assert start >= 7
-    assert losses(tmp_path) == losses(whole_run)
-    assert_same_weights(tmp_path, whole_run)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_and_exits_for_requeueing(whole_run, datasets, tmp_path, number):
-    stopped = Run(datasets, tmp_path)
-    wait_for_records(stopped, tmp_path, 3)
-    stopped.send_signal(number)
-    assert stopped.wait() == 75
-    assert f"{number.name}: saved after" in stopped.output
-    saved = len(losses(tmp_path))
-    assert (tmp_path / "last_checkpoint").read_text() == f"model_{saved - 1:07d}.pth"
-    resumed = train(datasets, tmp_path, flags=["--resume"])
-    assert f"Starting training from iteration {saved}" in resumed.output
-    assert losses(tmp_path) == losses(whole_run)
-    assert_same_weights(tmp_path, whole_run)
-
-
-def test_one_process_of_two_is_told_to_stop(datasets, tmp_path):
-    """Both save and end at the same iteration; the launcher reports a failure, which is what requeues."""
-    run = Run(datasets, tmp_path, launcher=TORCHRUN, SOLVER__TOTAL_IMAGES=24000)
-    wait_for_records(run, tmp_path, 3)
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    workers = [pid for pid in children if b"train_net.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert len(workers) == 2
-    os.kill(int(workers[1]), signal.SIGTERM)
-    assert run.wait() != 0
-    assert "exitcode  : 75" in run.output and "SIGTERM: saved after" in run.output
-    saved = len(losses(tmp_path))
-    assert (tmp_path / "last_checkpoint").read_text() == f"model_{saved - 1:07d}.pth"
-
-
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "missing"])
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(whole_run, datasets, tmp_path, damage):
-    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
-    newest, before = tmp_path / "model_0000027.pth", tmp_path / "model_0000020.pth"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged = {"flipped": bytes(content), "truncated": bytes(content[:-1000]), "empty": b"", "missing": None}[damage]
-    newest.unlink() if damaged is None else newest.write_bytes(damaged)
-    (tmp_path / "model_final.pth").unlink()
-    (tmp_path / "last_checkpoint").write_text(newest.name)
-    resumed = train(datasets, tmp_path, flags=["--resume"])
-    output = resumed.output
-    assert f"Checkpoint {newest}: " in output and "Starting training from iteration 21" in output
-    assert losses(tmp_path) == losses(whole_run)
-    if damage == "flipped":
-        for path in (newest, before, tmp_path / "model_0000013.pth"):
-            path.write_bytes(b"nothing")
-        (tmp_path / "last_checkpoint").write_text(newest.name)
-        result = train(datasets, tmp_path, check=False, flags=["--resume"])
-        assert result.returncode == 1 and f"error: no checkpoint in {tmp_path} can be resumed from" in result.stderr
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "launch"])
@@ -124,25 +45,6 @@ def test_two_processes_give_the_loss_curve_of_one(datasets, tmp_path, launcher):
     for name, tensor in weights(tmp_path / "one").items():
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "changed, message",
-    [
-        ({"SEED": 5}, "SEED was 0, is now 5"),
-        (
-            {"DATALOADER__LABEL_NOISE__FRACTION": 0.5},
-            "DATALOADER.LABEL_NOISE.FRACTION was 0.0, is now 0.5",
-        ),
-    ],
-)
-def test_changed_settings_are_refused_on_resume(whole_run, datasets, tmp_path, changed, message):
-    (tmp_path / "last_checkpoint").write_text("model_0000006.pth")
-    state = torch.load(whole_run / "model_final.pth", weights_only=True)
-    torch.save(state, tmp_path / "model_0000006.pth")
-    result = train(datasets, tmp_path, check=False, flags=["--resume"], **changed)
-    assert result.returncode == 1
-    assert f"belongs to another run: {message}. Restore the old values" in result.stderr
 
 
 def test_label_noise_is_for_training_alone(whole_run, datasets, tmp_path):

@@ -6,6 +6,7 @@ images each label belongs to, "keys" (N,) list of str, "skipped" list of (key, r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,27 +178,47 @@ class WorkerError(RuntimeError):
     """A worker process of a loader has died or does not answer."""
 
 
+@contextlib.contextmanager
+def explaining_workers() -> Iterator[None]:
+    """Turns what torch raises when a worker process dies or hangs into one kind of error.
+
+    A death may come to light anywhere in the main process, since torch raises it when the system's signal arrives.
+
+    Raises:
+        WorkerError: a worker process has died, or gave nothing for DATALOADER.TIMEOUT_SECONDS.
+    """
+    try:
+        yield
+    except (ConnectionError, EOFError, RuntimeError) as error:
+        message = str(error)
+        if message.startswith("DataLoader timed out after"):
+            seconds = message.split("after", 1)[1].split()[0]
+            raise WorkerError(
+                f"the data workers gave no batch for {seconds} s, DATALOADER.TIMEOUT_SECONDS; most often a disk or "
+                "store does not answer. Start again with --resume."
+            ) from error
+        died = message.startswith("DataLoader worker") and ("exited unexpectedly" in message or "killed by" in message)
+        # Others are raised by the dataset, and handed on by a living worker, or have nothing to do with the loader.
+        if not died and (isinstance(error, RuntimeError) or "DataLoader worker" in message):
+            raise
+        raise WorkerError(
+            "a DataLoader worker process died, most often because memory ran out; lower DATALOADER.NUM_WORKERS or "
+            "DATALOADER.PREFETCH_BATCHES, and start again with --resume."
+        ) from error
+
+
 class _WorkerLoader(DataLoader):
     """A DataLoader that ends with one kind of error, WorkerError, whenever a worker process dies or hangs."""
 
     def __iter__(self) -> Iterator[dict]:  # type: ignore[override]
+        iterator: Any = None
         try:
-            yield from super().__iter__()
-        except (ConnectionError, EOFError, RuntimeError) as error:
-            message = str(error)
-            if "timed out after" in message and message.startswith("DataLoader"):
-                raise WorkerError(
-                    f"the data workers gave no batch for {self.timeout:g} s, DATALOADER.TIMEOUT_SECONDS; most often a "
-                    "disk or store does not answer. Start again with --resume."
-                ) from error
-            died = "exited unexpectedly" in message or "killed by signal" in message
-            # The others are raised by the dataset, and handed on by a living worker.
-            if not died and (isinstance(error, RuntimeError) or "DataLoader worker" in message):
-                raise
-            raise WorkerError(
-                "a DataLoader worker process died, most often because memory ran out; lower DATALOADER.NUM_WORKERS or "
-                "DATALOADER.PREFETCH_BATCHES, and start again with --resume."
-            ) from error
+            with explaining_workers():
+                iterator = super().__iter__()
+                yield from iterator
+        finally:
+            if hasattr(iterator, "_shutdown_workers"):  # at once; waiting for the garbage collector takes seconds
+                iterator._shutdown_workers()
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
@@ -215,6 +237,7 @@ def _worker_options(cfg) -> dict:
         "prefetch_factor": cfg.DATALOADER.PREFETCH_BATCHES if num_workers else None,
         "timeout": cfg.DATALOADER.TIMEOUT_SECONDS if num_workers else 0,
         "worker_init_fn": _leave_signals_to_the_main_process,
+        "generator": torch.Generator(),  # of the workers' seeds, which nothing uses; the global one is the model's
     }
 
 

@@ -97,7 +97,7 @@ class HashtagMapper:
             pixels around the crop, and takes the test's crop in one step.
 
     Raises:
-        ValueError: unknown ``image_format`` or ``decoding``.
+        ValueError: unknown ``image_format`` or ``decoding``, or ``short_side`` below ``size``.
     """
 
     def __init__(
@@ -115,6 +115,11 @@ class HashtagMapper:
             raise ValueError(f"INPUT.FORMAT must be RGB or BGR for hashtag images, got {image_format!r}.")
         if decoding not in DECODINGS:
             raise ValueError(f"INPUT.DECODING must be one of {', '.join(DECODINGS)}, got {decoding!r}.")
+        if short_side < size:
+            raise ValueError(
+                f"INPUT.TEST_RESIZE_SHORT_SIDE is {short_side}, but must be at least INPUT.RANDOM_RESIZED_CROP.SIZE, "
+                f"{size}."
+            )
         self.is_train = is_train
         self.image_format = image_format
         self.size = size

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import logging
+import math
+import os
 import re
+import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -55,17 +62,47 @@ class Agreement:
 
 
 class Heartbeat:
-    """Notes in the job's key-value store what each process is doing, so that the others can say who is missing."""
+    """Knows what each process is doing: tells who is missing when an exchange fails, and ends this process if it hangs.
 
-    def __init__(self) -> None:
+    Args:
+        timeout_seconds: of the exchanges between processes. A process that is at one thing for clearly longer is ended,
+            since a launcher's signals do not reach Python code that waits for a disk; 0: never.
+    """
+
+    def __init__(self, timeout_seconds: float = 0.0) -> None:
         self._store = dist.distributed_c10d._get_default_store() if comm.get_world_size() > 1 else None
         self._iteration = -1
+        self._doing: tuple[float, str] | None = None
+        self._limit = 1 + 1.2 * timeout_seconds if timeout_seconds > 0 else math.inf
+        self._watcher: threading.Thread | None = None
 
     def note(self, iteration: int, doing: str) -> None:
-        """Notes what this process begins to do; does nothing in a run of one process."""
+        """Notes what this process begins to do, for itself and in the job's key-value store."""
+        self._iteration = iteration
+        self._doing = time.monotonic(), doing
+        if self._watcher is None and self._limit < math.inf:
+            self._watcher = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
+            self._watcher.start()
         if self._store is not None:
-            self._iteration = iteration
             self._store.set(f"wsl_d2/{comm.get_rank()}", f"{iteration} {doing}")
+
+    def rest(self) -> None:
+        """Notes that a step is over: what comes until the next one may take any time."""
+        self._doing = None
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(min(1.0, self._limit / 20))
+            doing = self._doing
+            if doing is None or time.monotonic() - doing[0] < self._limit:
+                continue
+            logging.getLogger(__name__).error(
+                f"rank {comm.get_rank()} hangs: {doing[1]} at iteration {self._iteration} for over "
+                f"{self._limit:.0f} s. It is ended; its stack follows. Start again with --resume."
+            )
+            faulthandler.dump_traceback(all_threads=True)
+            sys.stdout.flush()
+            os._exit(1)
 
     def describe(self) -> str:
         """What each process did last, those that are behind first; at most ten."""

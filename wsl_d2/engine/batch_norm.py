@@ -6,8 +6,8 @@ and for the weights that travel, are here the mean over all groups of what each 
 
     running <- (1 - momentum) * running + momentum * mean over groups of the group's statistics
 
-Averaging over the micro-batches of a process is done at each step, over processes when statistics are needed: the rule
-is linear, so both give the same up to rounding.
+Both averages, over the groups of a process and over processes, are taken in every step, so that the processes never
+differ and a run that stops to save computes what one that does not would.
 """
 
 from __future__ import annotations
@@ -65,9 +65,8 @@ class GroupStatistics:
 
 
 @torch.no_grad()
-def average_over_processes(model: torch.nn.Module) -> None:
-    """Averages the running statistics over processes, in one exchange; called by all of them."""
-    statistics = running_statistics(model)
+def average_over_processes(statistics: list[torch.Tensor]) -> None:
+    """Averages running statistics over processes, in one exchange; called by all of them."""
     if comm.get_world_size() == 1 or not statistics:
         return
     flat = torch.cat([statistic.flatten() for statistic in statistics])

@@ -31,7 +31,11 @@ def start(main: Callable, args: Namespace, timeout_seconds: float) -> None:
     """
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if _TORCHRUN_VARIABLES <= os.environ.keys():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+        # The store outlives a restart by torchrun: the processes must not find the addresses of those before them.
+        store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

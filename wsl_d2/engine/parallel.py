@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -11,6 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wsl_d2.engine.schedule import ConfigError
 
+# Whether buffers are copied from rank 0 before each forward pass; newer versions of torch have another word for it.
+_NAMES = inspect.signature(DistributedDataParallel).parameters
+_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"
 _COMPRESSIONS = {"bfloat16": default_hooks.bf16_compress_hook, "float16": default_hooks.fp16_compress_hook}
 
 
@@ -34,8 +39,8 @@ def data_parallel(model: torch.nn.Module, compression: str = "") -> torch.nn.Mod
     parallel = DistributedDataParallel(
         model,
         device_ids=[torch.cuda.current_device()] if on_gpu else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **{_BUFFERS: False},
     )
     if compression:
         parallel.register_comm_hook(None, _COMPRESSIONS[compression])

@@ -48,6 +48,7 @@ class PretrainLoop(SimpleTrainer):
         flops_per_image: of a training step, to record the model FLOPs utilisation.
         peak_flops: of this process's device, per second; None if unknown.
         agreement: exchanged once in each step.
+        timeout_seconds: see :class:`Heartbeat`.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class PretrainLoop(SimpleTrainer):
         flops_per_image: float = 0.0,
         peak_flops: float | None = None,
         agreement: Agreement | None = None,
+        timeout_seconds: float = 0.0,
     ):
         super().__init__(model, None, optimizer)
         self.num_micro_batches = num_micro_batches
@@ -81,7 +83,7 @@ class PretrainLoop(SimpleTrainer):
         self.flops_per_image = flops_per_image
         self.peak_flops = peak_flops
         self.agreement = agreement or Agreement(self.device)
-        self.heartbeat = Heartbeat()
+        self.heartbeat = Heartbeat(timeout_seconds)
         self._group_statistics = GroupStatistics(model, num_micro_batches)
         # [sum of losses, steps that count, images skipped] of this process since the last record
         self._window = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -98,18 +100,18 @@ class PretrainLoop(SimpleTrainer):
         if self._window_start is None:
             self._window_start = time.perf_counter()
         self._window_steps += 1
-        with self.heartbeat.explaining():
-            loss, keys = self._forward_backward()
-            self.after_backward()
-            is_good = self._numbers_are_good(loss, keys)
-            if is_good:
-                self._window[0] += loss
-                self._window[1] += 1
-            if (self.iter + 1) % self.log_period == 0 or self.iter + 1 >= self.max_iter:
-                self._record()
+        loss, keys = self._forward_backward()
+        self.after_backward()
+        is_good = self._numbers_are_good(loss, keys)
+        if is_good:
+            self._window[0] += loss
+            self._window[1] += 1
+        if (self.iter + 1) % self.log_period == 0 or self.iter + 1 >= self.max_iter:
+            self._record()
         if is_good or self.grad_scaler.is_enabled():  # the scaler skips the step itself, and lowers its scale
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
+        self.heartbeat.rest()
 
     def _forward_backward(self) -> tuple[torch.Tensor, list[str]]:
         """Returns the mean loss of this process's images, and their keys; the gradients lie in the parameters."""

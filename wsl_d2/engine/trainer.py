@@ -24,9 +24,9 @@ from wsl_d2.checkpoint import (
     read_checkpoint,
 )
 from wsl_d2.data import build_hashtag_test_loader, build_hashtag_train_loader, build_resumable_detection_train_loader
-from wsl_d2.data.build import build_sampler, training_dataset
+from wsl_d2.data.build import build_sampler, explaining_workers, training_dataset
 from wsl_d2.engine.agreement import Agreement
-from wsl_d2.engine.batch_norm import average_over_processes
+from wsl_d2.engine.batch_norm import average_over_processes, running_statistics
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
 from wsl_d2.engine.efficiency import peak_flops
 from wsl_d2.engine.hooks import ExportBackbone, SaveCheckpoints, StopOnSignal
@@ -65,6 +65,7 @@ class ResumableTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         self.average = AverageWeights(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY > 0 else None
+        self._statistics = running_statistics(model)
         model = data_parallel(model, cfg.SOLVER.GRADIENT_COMPRESSION)
         self.agreement = Agreement(next(model.parameters()).device)
         self._trainer = self.build_train_loop(cfg, model, optimizer)
@@ -102,9 +103,12 @@ class ResumableTrainer(DefaultTrainer):
         result.append(StopOnSignal(saving, exchange=not isinstance(self._trainer, PretrainLoop)))
         return result
 
+    def run_step(self) -> None:
+        super().run_step()
+        average_over_processes(self._statistics)
+
     def test_all(self) -> OrderedDict:
         """Evaluates the model, and the average of its weights where there is one (names end in "_ema")."""
-        average_over_processes(self.model)
         results = self.test(self.cfg, self.model)
         if self.average is not None:
             self.average.copy_buffers()
@@ -114,7 +118,6 @@ class ResumableTrainer(DefaultTrainer):
 
     def prepare_saving(self) -> None:
         """Gathers from all processes what a checkpoint holds; called by all of them before one of them saves."""
-        average_over_processes(self.model)
         if self.average is not None:
             self.average.copy_buffers()
         self._random_states = comm.gather(get_random_state())
@@ -205,7 +208,11 @@ class ResumableTrainer(DefaultTrainer):
             self.check_disk()
         if self.start_iter < self.max_iter:
             self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg, self.start_iter))
-        return super().train()
+        try:
+            return super().train()
+        finally:
+            if hasattr(self._trainer._data_loader_iter_obj, "close"):
+                self._trainer._data_loader_iter_obj.close()  # ends the workers
 
 
 class WSLTrainer(ResumableTrainer):
@@ -235,6 +242,7 @@ class WSLTrainer(ResumableTrainer):
             flops_per_image=3 * 2 * multiply_adds,  # forward, and twice as much backward
             peak_flops=peak,
             agreement=self.agreement,
+            timeout_seconds=cfg.SOLVER.PROCESS_TIMEOUT_SECONDS,
         )
 
     def identity(self) -> dict[str, str]:
@@ -317,7 +325,8 @@ class WSLTrainer(ResumableTrainer):
             logging.getLogger(__name__).warning(
                 f"{noise.FRACTION:.0%} of the training labels are replaced (seed {noise.SEED})"
             )
-        return super().train()
+        with self._trainer.heartbeat.explaining(), explaining_workers():
+            return super().train()
 
 
 class DetectionTrainer(ResumableTrainer):

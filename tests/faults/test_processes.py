@@ -1,0 +1,301 @@
+"""Rows 4, 5, 6, 9, 12, 14 and 28 of the fault matrix: processes that die, hang, are told to stop, come or go."""
+
+import json
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import (
+    INJECT,
+    TORCHRUN,
+    Run,
+    assert_same_state,
+    losses,
+    start_processes,
+    train,
+    train_together,
+    wait_for_records,
+    weights,
+)
+
+pytestmark = pytest.mark.fault
+
+
+@pytest.fixture(scope="module")
+def whole_run_of_two(datasets, tmp_path_factory):
+    output = tmp_path_factory.mktemp("two")
+    train_together(datasets, output, 2)
+    return output
+
+
+def processes_of(output: Path) -> list[str]:
+    """Command lines of living processes that work on an output folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes().decode().replace("\0", " ")
+        except OSError:
+            continue
+        if f"OUTPUT_DIR {output}" in text:
+            found.append(text)
+    return found
+
+
+DIES_ONCE = (
+    INJECT
+    + """
+first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+dies = lambda loop: first and loop.iter == 12 and comm.get_rank() == 1
+before_step(lambda loop: os.kill(os.getpid(), signal.SIGKILL) if dies(loop) else None)
+run_command_line()
+"""
+)
+
+
+def test_a_killed_process_is_replaced_by_torchrun_and_the_run_goes_on(datasets, whole_run_of_two, tmp_path, survived):
+    started = time.monotonic()
+    launcher = [*TORCHRUN, "--max-restarts=1"]
+    run = train(datasets, tmp_path, launcher=launcher, flags=["--resume"], script=DIES_ONCE)
+    assert "Starting training from iteration 7" in run.output
+    assert losses(tmp_path) == losses(whole_run_of_two)
+    assert_same_state(tmp_path, whole_run_of_two)
+    assert time.monotonic() - started < 120
+    survived(4, "one of two processes killed in the middle of a step", 1, "torchrun restarts both, bit-identical")
+
+
+HANGS = (
+    INJECT
+    + """
+next_batch = PretrainLoop._next_batch
+
+def hang(self):
+    batch = next_batch(self)
+    if self.iter == 9 and comm.get_rank() == 1:
+        self.heartbeat.note(self.iter, "waiting for data")
+        time.sleep(600)
+    return batch
+
+PretrainLoop._next_batch = hang
+run_command_line()
+"""
+)
+
+
+def test_a_process_that_hangs_ends_all_and_is_named(datasets, tmp_path, survived):
+    run = Run(datasets, tmp_path, launcher=TORCHRUN, script=HANGS, SOLVER__PROCESS_TIMEOUT_SECONDS=8)
+    wait_for_records(run, tmp_path, 9)
+    hung = time.monotonic()
+    assert run.wait(timeout=60) != 0
+    seconds = time.monotonic() - hung
+    assert "rank 0 waited in vain for other processes at iteration 9" in run.output
+    assert "rank 1: iteration 9, waiting for data" in run.output
+    assert seconds < 20 and not processes_of(tmp_path)
+    survived(5, "one of two processes hangs, time-out 8 s", 1, f"both ended after {seconds:.0f} s, rank and step named")
+
+
+def test_a_hanging_process_ends_itself_with_its_stack(datasets, tmp_path, survived):
+    script = HANGS.replace("== 1", "== 0")
+    run = train(datasets, tmp_path, check=False, script=script, SOLVER__PROCESS_TIMEOUT_SECONDS=2)
+    assert run.returncode == 1
+    assert "rank 0 hangs: waiting for data at iteration 9" in run.output and "in hang" in run.stderr
+    survived(5, "", 1, "a lone one ends itself and shows its stack")
+
+
+STALLS = (
+    INJECT
+    + """
+from wsl_d2.data.dataset import HashtagDataset
+item = HashtagDataset.__getitem__
+HashtagDataset.__getitem__ = lambda self, place: time.sleep(600) if place[1] >= 72 else item(self, place)
+run_command_line()
+"""
+)
+
+
+def test_a_stalled_data_worker_ends_the_run(datasets, tmp_path, survived):
+    options = {"DATALOADER__NUM_WORKERS": 1, "DATALOADER__TIMEOUT_SECONDS": 3}
+    run = train(datasets, tmp_path, check=False, script=STALLS, **options)
+    assert run.returncode == 1
+    assert "error: the data workers gave no batch for 3 s, DATALOADER.TIMEOUT_SECONDS" in run.stderr
+    assert sorted(losses(tmp_path)) == list(range(9))
+    survived(5, "", 1, "a data worker that stalls ends the run with the reason")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_saves_and_exits_for_requeueing(whole_run, datasets, tmp_path, number, survived):
+    stopped = Run(datasets, tmp_path)
+    wait_for_records(stopped, tmp_path, 3)
+    stopped.send_signal(number)
+    time.sleep(0.02)
+    stopped.send_signal(number)  # the second one changes nothing
+    assert stopped.wait() == 75
+    assert f"{number.name}: saved after" in stopped.output
+    saved = len(losses(tmp_path))
+    assert (tmp_path / "last_checkpoint").read_text() == f"model_{saved - 1:07d}.pth"
+    resumed = train(datasets, tmp_path, flags=["--resume"])
+    assert f"Starting training from iteration {saved}" in resumed.output
+    assert losses(tmp_path) == losses(whole_run)
+    assert_same_state(tmp_path, whole_run)
+    survived(6, "SIGTERM, SIGUSR1 or SIGUSR2 to one process or to torchrun", 1, "all save the same step, exit with 75")
+
+
+def test_a_signal_to_one_process_of_two_stops_both_at_one_step(datasets, whole_run_of_two, tmp_path, survived):
+    runs = start_processes(datasets, tmp_path, 2, SOLVER__LOG_PERIOD=1)
+    wait_for_records(runs[0], tmp_path, 3)
+    runs[1].send_signal(signal.SIGUSR1)
+    assert [run.wait() for run in runs] == [75, 75]
+    saved = len(losses(tmp_path))
+    assert (tmp_path / "last_checkpoint").read_text() == f"model_{saved - 1:07d}.pth"
+    train_together(datasets, tmp_path, 2, flags=["--resume"])
+    assert losses(tmp_path) == losses(whole_run_of_two)
+    assert_same_state(tmp_path, whole_run_of_two)
+    survived(6, "", 1, "and resume bit-identically")
+
+
+def test_a_signal_to_torchrun_reaches_all(datasets, whole_run_of_two, tmp_path, survived):
+    run = Run(datasets, tmp_path, launcher=TORCHRUN)
+    wait_for_records(run, tmp_path, 3)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait() != 0
+    assert "SIGTERM: saved after" in run.output and not processes_of(tmp_path)
+    train_together(datasets, tmp_path, 2, flags=["--resume"])
+    assert losses(tmp_path) == losses(whole_run_of_two)
+    survived(6, "", 1, "and resume bit-identically")
+
+
+CANNOT_SAVE = (
+    INJECT
+    + """
+from wsl_d2.engine import checkpointer
+write = checkpointer.write_checkpoint
+
+def fail(path, data):
+    if "0000006" not in path:
+        raise OSError(5, "Input/output error")
+    write(path, data)
+
+checkpointer.write_checkpoint = fail
+run_command_line()
+"""
+)
+
+
+def test_saves_that_fail_on_one_process_end_all_of_them(datasets, tmp_path, survived):
+    for run in start_processes(datasets, tmp_path, 2, script=CANNOT_SAVE):
+        assert run.wait(timeout=60) == 1
+        assert f"error: 3 checkpoints in a row could not be saved in {tmp_path}" in run.stderr
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000006.pth"
+    survived(9, "the process that saves cannot", 1, "both end together after the third time")
+
+
+NOTES_KEYS = (
+    INJECT
+    + """
+import json
+next_batch = PretrainLoop._next_batch
+
+def note(self):
+    batch = next_batch(self)
+    with open(f"{sys.argv[-1]}/keys_{comm.get_rank()}.jsonl", "a") as file:
+        file.write(json.dumps([self.iter, batch["keys"]]) + "\\n")
+    return batch
+
+PretrainLoop._next_batch = note
+before_step(lambda loop: os.kill(os.getpid(), signal.SIGKILL) if loop.iter == {dies} else None)
+run_command_line()
+"""
+)
+
+
+def keys_by_iteration(output: Path) -> dict[int, list[str]]:
+    """The images of each iteration in the order of the global batch, as last computed; removes the notes."""
+    found: dict[int, list[str]] = {}
+    for path in sorted(output.glob("keys_*.jsonl")):
+        own: dict[int, list[str]] = {}
+        for line in path.read_text().splitlines():
+            iteration, keys = json.loads(line)
+            own.setdefault(iteration, []).extend(keys)
+        for iteration, keys in own.items():
+            found.setdefault(iteration, []).extend(keys)
+        path.unlink()
+    return found
+
+
+@pytest.mark.parametrize("numbers, batch", [((1, 2, 3), 24), ((2, 1, 4), 16)])
+def test_another_number_of_processes_goes_on_with_the_same_images_and_losses(
+    datasets, tmp_path, numbers, batch, survived
+):
+    options = {"SOLVER__IMS_PER_BATCH": batch, "SOLVER__TOTAL_IMAGES": 30 * batch, "SOLVER__CHECKPOINT_PERIOD": 5}
+    # Small steps: large ones on so few images amplify rounding errors as much as anything else.
+    options |= {"SOLVER__LR_PER_256_IMAGES": 0.004, "INPUT__RANDOM_RESIZED_CROP__SIZE": 64}
+    options |= {"INPUT__TEST_RESIZE_SHORT_SIDE": 64}
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    script = NOTES_KEYS.replace("{dies}", "-1")
+    train(datasets, whole, script=script, SOLVER__IMS_PER_MICRO_BATCH=4, **options)
+    expected = keys_by_iteration(whole)
+    found = {}
+    for number, dies in zip(numbers, (10, 20, -1), strict=True):
+        # The groups' size is given once; a resumed run keeps it.
+        given = {"SOLVER__IMS_PER_MICRO_BATCH": 4} if dies == 10 else {}
+        script = NOTES_KEYS.replace("{dies}", str(dies))
+        runs = start_processes(datasets, out, number, flags=["--resume"], script=script, **options, **given)
+        assert [run.wait() for run in runs] == [0 if dies < 0 else -signal.SIGKILL] * number, runs[0].output[-3000:]
+        found |= keys_by_iteration(out)
+    assert found == expected and len(expected) == 30
+    one, two = losses(whole), losses(out)
+    worst = max(abs(two[iteration] / one[iteration] - 1) for iteration in one)
+    assert one.keys() == two.keys() and worst <= 1e-5
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(out)[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    survived(
+        12,
+        "resumed on 1, 2, 3 and on 2, 1, 4 processes, fixed groups of images",
+        2,
+        f"the same images in the same order; losses equal up to {worst:.0e}",
+    )
+
+
+def test_groups_that_do_not_fit_the_processes_are_refused(datasets, tmp_path):
+    train(datasets, tmp_path, SOLVER__TOTAL_IMAGES=48)
+    for run in start_processes(datasets, tmp_path, 2, flags=["--resume"]):
+        assert run.wait() == 1
+        assert "which is no multiple of the batch-norm group of this run (8). Use a number of" in run.stderr
+
+
+WORKER_DIES = (
+    INJECT
+    + """
+import multiprocessing
+before_step(lambda loop: os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL) if loop.iter == 9 else None)
+run_command_line()
+"""
+)
+
+
+def test_a_killed_data_worker_is_a_clear_error_and_costs_nothing(datasets, whole_run, tmp_path, survived):
+    run = Run(datasets, tmp_path, script=WORKER_DIES, DATALOADER__NUM_WORKERS=2)
+    wait_for_records(run, tmp_path, 9)
+    started = time.monotonic()
+    assert run.wait(timeout=30) == 1
+    seconds = time.monotonic() - started
+    assert "error: a DataLoader worker process died, most often because memory ran out" in run.stderr
+    assert seconds < 10
+    train(datasets, tmp_path, flags=["--resume"], DATALOADER__NUM_WORKERS=2)
+    assert losses(tmp_path) == losses(whole_run)
+    survived(14, "a data worker killed", 1, f"one clear error after {seconds:.0f} s; resumed bit-identically")
+
+
+def test_a_second_run_in_the_same_folder_is_refused(datasets, tmp_path, survived):
+    first = Run(datasets, tmp_path, SOLVER__TOTAL_IMAGES=80000)
+    try:
+        wait_for_records(first, tmp_path, 1)
+        second = train(datasets, tmp_path, check=False, flags=["--resume"], SOLVER__TOTAL_IMAGES=80000)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    assert second.returncode == 1
+    assert re.search(rf"is in use by process {first.pid} on ", second.stderr)
+    survived(28, "a second run in the same folder", 1, "refused, with host and process of the first")

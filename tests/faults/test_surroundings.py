@@ -1,0 +1,155 @@
+"""Rows 30 to 34 of the fault matrix: changed settings, failing loggers, odd machines, leaks, broken evaluations."""
+
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from toy_data import write_hashtag_folder
+from training_runs import INJECT, assert_same_state, dies_at, losses, merged_records, start_processes, train
+
+pytestmark = pytest.mark.fault
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"SEED": 5}, "SEED was 0, is now 5"),
+        ({"SOLVER__LR_PER_256_IMAGES": 0.2}, "SOLVER.BASE_LR was 0.0125, is now 0.00625; SOLVER.LR_PER_256_IMAGES was"),
+        ({"DATALOADER__LABEL_NOISE__FRACTION": 0.5}, "DATALOADER.LABEL_NOISE.FRACTION was 0.0, is now 0.5"),
+        ({"SOLVER__IMS_PER_MICRO_BATCH": 4}, "images of a batch-norm group was 8, is now 4"),
+    ],
+)
+def test_changed_settings_are_refused_on_resume(whole_run, datasets, tmp_path, changed, message, survived):
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
+    result = train(datasets, tmp_path, check=False, flags=["--resume"], **changed)
+    assert result.returncode == 1
+    assert f"belongs to another run: {message}" in result.stderr and "Restore the old values" in result.stderr
+    survived(30, "resumed with another seed, rate, label noise, group or data", 1, "refused with the difference")
+
+
+def test_other_data_is_refused_on_resume(whole_run, datasets, toy_vocabulary, tmp_path, survived):
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
+    write_hashtag_folder(datasets / "toy" / "other", toy_vocabulary, num_images=56)
+    folders = "[['toy_train', 'toy/other'], ['toy_val', 'toy/val']]"
+    result = train(datasets, tmp_path, check=False, flags=["--resume"], DATASETS__HASHTAG_FOLDERS=folders)
+    assert result.returncode == 1 and "number of images was 48, is now 56" in result.stderr
+    assert "SHA-256 of the shards was" in result.stderr
+    survived(30, "", 1, "refused with the difference")
+
+
+def test_an_override_continues_with_the_new_settings_and_notes_it(datasets, tmp_path, survived):
+    train(datasets, tmp_path, check=False, script=dies_at(10))
+    flags = ["--resume", "--override-resume"]
+    train(datasets, tmp_path, flags=flags, SOLVER__LR_PER_256_IMAGES=0.04, SOLVER__WEIGHT_DECAY=0.5)
+    noted = [json.loads(line) for line in (tmp_path / "resume_overrides.json").read_text().splitlines()]
+    assert len(noted) == 1 and noted[0]["iteration"] == 6
+    assert "SOLVER.LR_PER_256_IMAGES was 0.4, is now 0.04" in noted[0]["differences"]
+    records = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    rates = {record["iteration"]: record["lr"] for record in records if "lr" in record}
+    assert rates[20] < 0.1 * 0.0125 < rates[6]
+    survived(30, "", 1, "or continued with --override-resume, which is noted")
+
+
+FAILING_WRITERS = (
+    INJECT
+    + """
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
+
+def fail(self):
+    raise ConnectionError("no answer")
+
+JSONWriter.write = fail
+TensorboardXWriter.write = fail
+run_command_line()
+"""
+)
+
+
+def test_failing_loggers_do_not_end_a_run(datasets, whole_run, tmp_path, survived):
+    run = train(datasets, tmp_path, script=FAILING_WRITERS)
+    for name in ("JSONWriter", "TensorboardXWriter"):
+        assert run.stdout.count(f"{name} failed (ConnectionError: no answer)") == 1
+    assert_same_state(tmp_path, whole_run)
+    survived(31, "writers of metrics fail at every call", 2, "one warning each, training goes on")
+
+
+CLOCK = (
+    INJECT
+    + """
+clock = time.time
+before_step(lambda loop: setattr(time, "time", lambda: clock() - 7200) if loop.iter == 10 else None)
+os.close(0)
+run_command_line()
+"""
+)
+
+
+def test_odd_machines_change_nothing(datasets, whole_run, tmp_path, survived):
+    odd = tmp_path / "ein Ordner mit Lücken und ünïcode 图"
+    shutil.copytree(datasets, odd / "datasets")
+    environ = {"HOME": "/proc/no-home", "LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "TERM": "dumb", "TZ": "X+25"}
+    train(odd / "datasets", odd / "out", script=CLOCK, environ=environ)
+    assert losses(odd / "out") == losses(whole_run)
+    survived(32, "clock set back, no home, LANG=C, no terminal, odd letters in paths", 1, "the same numbers")
+
+
+MEASURES = (
+    INJECT
+    + """
+import json
+
+def measure(loop):
+    if loop.iter % 100 == 99:
+        pages = int(open("/proc/self/statm").read().split()[1])
+        with open(f"{sys.argv[-1]}/memory.jsonl", "a") as file:
+            file.write(json.dumps([loop.iter, pages * 4096 / 1e6, len(os.listdir("/proc/self/fd"))]) + chr(10))
+
+before_step(measure)
+run_command_line()
+"""
+)
+
+
+def test_memory_and_open_files_stay_flat(datasets, tmp_path, survived):
+    train(
+        datasets,
+        tmp_path,
+        script=MEASURES,
+        SOLVER__TOTAL_IMAGES=8 * 800,
+        SOLVER__CHECKPOINT_PERIOD=40,
+        SOLVER__LOG_PERIOD=20,
+    )
+    rows = [json.loads(line) for line in (tmp_path / "memory.jsonl").read_text().splitlines()]
+    steps = np.diff([row[1] for row in rows[1:]])  # the first hundred steps warm up
+    slope = float(np.median(steps))
+    assert slope <= 1.0, rows
+    # A checkpoint may be under way at a measurement, with its file open.
+    assert max(row[2] for row in rows) - min(row[2] for row in rows) <= 1, rows
+    survived(33, "800 steps with 20 checkpoints", 1, f"{slope:+.2f} MB per 100 steps, no file left open")
+
+
+DIES_IN_EVALUATION = (
+    INJECT
+    + """
+from wsl_d2.evaluation import HashtagEvaluator
+HashtagEvaluator.process = lambda self, inputs, outputs: os.kill(os.getpid(), signal.SIGKILL)
+run_command_line()
+"""
+)
+
+
+def test_an_evaluation_counts_every_image_once_and_is_whole_or_not_there(datasets, toy_vocabulary, tmp_path, survived):
+    write_hashtag_folder(datasets / "toy" / "seven", toy_vocabulary, num_images=7, images_per_shard=3)
+    options = {"DATASETS__HASHTAG_FOLDERS": "[['toy_train', 'toy/train'], ['toy_val', 'toy/seven']]"}
+    options |= {"SOLVER__TOTAL_IMAGES": 80}
+    for run in start_processes(datasets, tmp_path, 4, script=DIES_IN_EVALUATION, **options):
+        assert run.wait() == -signal.SIGKILL
+    assert not any(name.startswith("hashtag/") for name in merged_records(tmp_path))
+    runs = start_processes(datasets, tmp_path, 4, flags=["--resume"], **options)
+    assert [run.wait() for run in runs] == [0] * 4, runs[0].output[-3000:]
+    assert merged_records(tmp_path)["hashtag/num_images"] == 7
+    survived(
+        34, "7 images on 4 processes, killed while evaluating", 1, "no result; then one that counts each image once"
+    )
