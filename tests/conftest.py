@@ -42,6 +42,15 @@ def whole_run(datasets, tmp_path_factory):
     return output
 
 
+def pytest_collection_modifyitems(items):
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 def pytest_addoption(parser):
     parser.addoption("--fault-report", type=Path, help="JSON file for the counts of injected faults")
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from wsl_d2.data import ShardError, build_hashtag_train_loader, image_repeat_factors, register_datasets
 from wsl_d2.data.build import get_hashtag_dataset, training_dataset
 from wsl_d2.data.decode import DamagedImageError, decode, open_image
+from wsl_d2.data.device_decode import decode_batch
 from wsl_d2.data.shards import write_atomically
 from wsl_d2.engine.main import ConfigError, load_config
 from wsl_d2.hashtags import Vocabulary, VocabularyError
@@ -184,7 +185,7 @@ def make_page(cfg, num_images: int, num_statistics: int) -> str:
     name = cfg.DATASETS.TRAIN[0] if cfg.DATASETS.TRAIN else ""
     dataset, raw = training_dataset(cfg), get_hashtag_dataset(name)
     vocabulary = Vocabulary.load(dataset.folder / "vocabulary.json")
-    batch = next(iter(build_hashtag_train_loader(cfg)))
+    batch = decode_batch(next(iter(build_hashtag_train_loader(cfg))), "cpu")
     resampling = cfg.DATALOADER.RESAMPLING
     before, after = label_distribution(dataset.index, resampling.THRESHOLD, resampling.MODE)
     good, kinds, bad = read_statistics(raw, num_statistics)

@@ -22,7 +22,8 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.INPUT.RANDOM_RESIZED_CROP.RATIO = (3.0 / 4.0, 4.0 / 3.0)  # width / height
     cfg.INPUT.TEST_RESIZE_SHORT_SIDE = 256  # pixels; the centre crop is taken after it
     # How JPEG becomes a crop: "exact" is torchvision's result bit for bit; "fast" shrinks training images while
-    # decoding them (tests as "exact"); "box" lets the resizing filter see the pixels around the crop.
+    # decoding them (tests as "exact"); "box" lets the resizing filter see the pixels around the crop; "device" has
+    # plain JPEG of training decoded and cropped on MODEL.DEVICE, by nvJPEG on a GPU.
     cfg.INPUT.DECODING = "fast"
     cfg.DATALOADER.RESAMPLING = CN()
     cfg.DATALOADER.RESAMPLING.MODE = "sqrt"  # "natural", "sqrt", "uniform" or "inverse_sqrt"

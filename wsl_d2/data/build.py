@@ -1,7 +1,7 @@
 """Train and test loaders of hashtag images: dataset + sampler + mapper -> batches.
 
-A batch is a dict: "image" (N, 3, H, W) uint8, "labels" (K,) int64, "image_index" (K,) int64 saying which of the N
-images each label belongs to, "keys" (N,) list of str, "skipped" list of (key, reason).
+A batch is a dict: "image" (N, 3, H, W) uint8 or an EncodedBatch (device_decode.py), "labels" (K,) int64, "image_index"
+(K,) int64 saying which of the N images each label belongs to, "keys" (N,) list of str, "skipped" list of (key, reason).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from iopath.common.file_io import get_cache_dir
 from torch.utils.data import DataLoader, default_collate
 
 from wsl_d2.data.dataset import HashtagDataset
+from wsl_d2.data.device_decode import EncodedBatch, EncodedCrop
 from wsl_d2.data.mapper import HashtagMapper
 from wsl_d2.data.noise import LabelNoise
 from wsl_d2.data.resampling import EpochDistribution, epoch_distribution
@@ -38,9 +39,14 @@ _READS_AHEAD = 4  # shards of a store copied at a time by each process
 def collate(samples: list[dict]) -> dict:
     """Stacks N samples of :class:`HashtagDataset` into one batch."""
     counts = [len(sample["labels"]) for sample in samples]
-    return {
+    crops = [sample["image"] for sample in samples]
+    if any(isinstance(crop, EncodedCrop) for crop in crops):
+        images = EncodedBatch(crops)
+    else:
         # In a worker, torch stacks straight into the shared memory that the batch is handed over in.
-        "image": default_collate([torch.from_numpy(sample["image"]) for sample in samples]),
+        images = default_collate([torch.from_numpy(crop) for crop in crops])
+    return {
+        "image": images,
         "labels": torch.from_numpy(np.concatenate([sample["labels"] for sample in samples])),
         "image_index": torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
         "keys": [sample["key"] for sample in samples],

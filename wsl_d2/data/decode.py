@@ -60,6 +60,11 @@ class EncodedImage:
         """Whether :func:`decode` can shrink it: JPEG in grey or colour, but not CMYK."""
         return self.image.format in ("JPEG", "MPO") and self.image.mode in ("L", "RGB")
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether any JPEG decoder gives the same upright image: grey or colour, not to be turned, its end there."""
+        return self.shrinks and self.orientation == 1 and not _is_cut(self.data)
+
 
 def open_image(data: bytes) -> EncodedImage:
     """Reads the header of JPEG, PNG or WebP bytes.

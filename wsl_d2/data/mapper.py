@@ -13,10 +13,11 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from wsl_d2.data.decode import DamagedImageError, EncodedImage, dct_eighths, decode, decode_image, open_image
+from wsl_d2.data.device_decode import EncodedCrop
 
 __all__ = ["DECODINGS", "DamagedImageError", "HashtagMapper", "decode_image", "sample_crop"]
 
-DECODINGS = ("fast", "exact", "box")
+DECODINGS = ("fast", "exact", "box", "device")
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
@@ -94,7 +95,8 @@ class HashtagMapper:
         short_side: pixels; length of the short side before the test's centre crop.
         decoding: "exact" equals torchvision's transforms of Pillow images bit for bit. "fast" trains on crops whose
             JPEG is shrunk while decoding, and tests as "exact". "box" resizes with a filter that also sees the
-            pixels around the crop, and takes the test's crop in one step.
+            pixels around the crop, and takes the test's crop in one step. "device" leaves plain JPEG of training for
+            :func:`wsl_d2.data.device_decode.decode_batch`, and is "exact" for all else.
 
     Raises:
         ValueError: unknown ``image_format`` or ``decoding``, or ``short_side`` below ``size``.
@@ -141,24 +143,30 @@ class HashtagMapper:
             decoding=cfg.INPUT.DECODING,
         )
 
-    def __call__(self, data: bytes, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Returns the crop as (3, H, W) uint8; ``rng`` is needed in training only.
+    def __call__(self, data: bytes, rng: np.random.Generator | None = None) -> np.ndarray | EncodedCrop:
+        """Returns the crop as (3, H, W) uint8, or what is left to be done; ``rng`` is needed in training only.
 
         Raises:
             DamagedImageError: the bytes are no usable image.
         """
         encoded = open_image(data)
         pixels = self._training_crop(encoded, rng) if self.is_train else self._test_crop(encoded)
+        if isinstance(pixels, EncodedCrop):
+            return pixels
         if self.image_format == "BGR":
             pixels = pixels[::-1]
         return np.ascontiguousarray(pixels)
 
-    def _training_crop(self, encoded: EncodedImage, rng: np.random.Generator | None) -> np.ndarray:
+    def _training_crop(self, encoded: EncodedImage, rng: np.random.Generator | None) -> np.ndarray | EncodedCrop:
         assert rng is not None
-        crop = {"fast": crop_fast, "exact": crop_exact, "box": crop_box}[self.decoding]
-        pixels = crop(encoded, sample_crop(rng, *encoded.size, self.scale, self.ratio), self.size)
+        box = sample_crop(rng, *encoded.size, self.scale, self.ratio)
+        flip = rng.random() < 0.5
+        if self.decoding == "device" and encoded.is_plain:
+            return EncodedCrop(encoded.data, box, self.size, flip, self.image_format == "BGR")
+        crop = {"fast": crop_fast, "exact": crop_exact, "box": crop_box, "device": crop_exact}[self.decoding]
+        pixels = crop(encoded, box, self.size)
         # torch mirrors 8-bit images several times faster than numpy copies a mirrored view.
-        return torch.from_numpy(pixels).flip(2).numpy() if rng.random() < 0.5 else pixels
+        return torch.from_numpy(pixels).flip(2).numpy() if flip else pixels
 
     def _test_crop(self, encoded: EncodedImage) -> np.ndarray:
         if self.decoding != "box":

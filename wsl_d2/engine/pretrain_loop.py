@@ -17,6 +17,7 @@ from detectron2.utils.events import get_event_storage
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
+from wsl_d2.data.device_decode import decode_batch
 from wsl_d2.engine.agreement import Agreement, Heartbeat
 from wsl_d2.engine.batch_norm import GroupStatistics
 
@@ -136,6 +137,7 @@ class PretrainLoop(SimpleTrainer):
         self.heartbeat.note(self.iter, "waiting for data")
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
+        batch = decode_batch(batch, self.device)
         self._data_seconds += time.perf_counter() - start
         self.heartbeat.note(self.iter, "computing")
         for key, reason in batch["skipped"]:

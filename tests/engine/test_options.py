@@ -1,0 +1,111 @@
+"""What a run can do beside training: average weights, compile, tell its utilisation, go to a cluster."""
+
+import re
+import sys
+import time
+
+import pytest
+import torch
+from training_runs import INJECT, losses, merged_records, train, train_together, weights
+
+from wsl_d2.engine.weight_average import AverageWeights
+
+
+def test_the_average_of_the_weights_is_the_closed_form():
+    model = torch.nn.Linear(2, 1, bias=False)
+    average = AverageWeights(model, decay=0.8)
+    history = [model.weight.detach().clone()]
+    average.after_step()  # torch's average starts as a copy of the first weights it sees
+    for step in range(4):
+        with torch.no_grad():
+            model.weight.add_(step + 1.0)
+        history.append(model.weight.detach().clone())
+        average.after_step()
+    expected = history[0]
+    for value in history[1:]:
+        expected = 0.8 * expected + 0.2 * value
+    torch.testing.assert_close(average.model.weight.detach(), expected)
+
+
+def test_the_average_is_evaluated_and_exported(datasets, tmp_path):
+    train(datasets, tmp_path, SOLVER__EMA_DECAY=0.5)
+    last = merged_records(tmp_path)
+    assert last["hashtag_ema/num_images"] == 20 and 0 <= last["hashtag_ema/top1"] <= 100
+    plain, averaged = (torch.load(tmp_path / f"backbone{end}.pth", weights_only=True)["model"] for end in ("", "_ema"))
+    assert plain.keys() == averaged.keys()
+    assert any(not torch.equal(plain[name], averaged[name]) for name in plain if name.endswith("conv1.weight"))
+
+
+def test_a_compiled_backbone_computes_the_same_under_the_same_names(datasets, whole_run, tmp_path):
+    train(
+        datasets, tmp_path, MODEL__COMPILE__ENABLED=True, MODEL__COMPILE__BACKEND="aot_eager", SOLVER__TOTAL_IMAGES=48
+    )
+    ours, theirs = losses(tmp_path), losses(whole_run)
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
+    assert weights(tmp_path).keys() == weights(whole_run).keys()
+
+
+def test_utilisation_and_waiting_are_recorded(datasets, tmp_path):
+    train(datasets, tmp_path, SOLVER__PEAK_TFLOPS=1.0, SOLVER__TOTAL_IMAGES=80)
+    last = merged_records(tmp_path)
+    assert 0 < last["mfu_percent"] < 100 and 0 <= last["data_wait_percent"] < 100
+    # 3 x 2 x multiply-adds of the network on 32 x 32 pixels, about 5e6, at the recorded speed of one process
+    assert last["mfu_percent"] == pytest.approx(100 * last["images_per_second"] * 6 * 5e6 / 1e12, rel=0.5)
+
+
+WANDB = (
+    INJECT
+    + """
+import types
+
+class FakeRun:
+    def log(self, values, step):
+        print("LOGGED", step, sorted(values))
+
+    def finish(self):
+        print("FINISHED")
+
+def init(**options):
+    print("INIT", options["project"], options["resume"])
+    return FakeRun()
+
+sys.modules["wandb"] = types.SimpleNamespace(init=init)
+run_command_line()
+"""
+)
+
+
+def test_metrics_go_to_wandb(datasets, tmp_path):
+    run = train(datasets, tmp_path, script=WANDB, WANDB__PROJECT="mine", SOLVER__TOTAL_IMAGES=80)
+    assert "INIT mine allow" in run.stdout and "FINISHED" in run.stdout
+    logged = re.findall(r"LOGGED (\d+) (.*)", run.stdout)
+    assert [int(step) for step, _ in logged][:9] == list(range(1, 10)) or [int(step) for step, _ in logged][0] == 0
+    assert "'loss_hashtag'" in logged[0][1] and "'images_per_second'" in logged[0][1]
+
+
+def test_wandb_that_is_not_installed_is_one_clear_error(datasets, tmp_path):
+    missing = INJECT + '\nsys.modules["wandb"] = None\nrun_command_line()\n'
+    run = train(datasets, tmp_path, check=False, script=missing, WANDB__PROJECT="mine")
+    assert run.returncode == 1 and "error: WANDB.PROJECT is 'mine', but wandb is not installed" in run.stderr
+
+
+def test_a_run_on_a_cluster_is_the_run_of_its_processes(datasets, tmp_path):
+    """Through submitit's executor for this machine; SLURM's differs in how the processes are started."""
+    train_together(datasets, tmp_path / "two", 2)
+    flags = ["--cluster", "local", "--cluster-parameter", "tasks_per_node=2", "--cluster-parameter", "timeout_min=5"]
+    out = tmp_path / "out"
+    run = train(datasets, out, launcher=(sys.executable,), flags=flags)
+    assert re.search(rf"job \d+; its logs are in {out}/submitit", run.stdout)
+    assert (out / "submitit").stat().st_mode & 0o077 == 0
+    deadline = time.monotonic() + 90
+    while not (out / "backbone.pth").exists():
+        logs = [path.read_text() for path in (out / "submitit").glob("*.err")]
+        assert time.monotonic() < deadline, logs
+        time.sleep(0.2)
+    assert losses(out) == losses(tmp_path / "two")
+
+
+def test_slurm_without_slurm_is_one_clear_error(datasets, tmp_path):
+    script = INJECT + '\nos.environ["PATH"] = "/nowhere"\nrun_command_line()\n'
+    run = train(datasets, tmp_path, check=False, script=script, flags=["--cluster", "slurm"])
+    assert run.returncode == 1 and "error: --cluster slurm needs SLURM's commands" in run.stderr
