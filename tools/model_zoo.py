@@ -6,14 +6,14 @@ tools/model_zoo.py --check    # writes nothing; exits 1 if the table is another 
 """
 
 import argparse
-import sys
 from pathlib import Path
+
+from readme_marks import write_table
 
 from wsl_d2.checkpoint import WSL_WEIGHTS
 from wsl_d2.modeling import RESNEXT_ARCHITECTURES, count_complexity
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-BEGIN, END = "<!-- MODEL_ZOO: written by tools/model_zoo.py -->", "<!-- /MODEL_ZOO -->"
 IMAGE_SIZE = 224
 
 # ImageNet-1k top-1 / top-5 of the public weights as given by https://github.com/facebookresearch/WSL-Images
@@ -26,7 +26,7 @@ PUBLISHED_ACCURACY = {
 
 
 def table() -> str:
-    """The table in Markdown, with its marks."""
+    """The table in Markdown."""
     rows = [
         f"| backbone | parameters, M | multiply-adds at {IMAGE_SIZE}, G | public WSL weights | their top-1 / top-5 |",
         "|---|---|---|---|---|",
@@ -36,22 +36,14 @@ def table() -> str:
         weights = f"`wsl://{name}`" if name in WSL_WEIGHTS else "-"
         accuracy = PUBLISHED_ACCURACY.get(name, "-")
         rows.append(f"| `{name}` | {parameters / 1e6:.2f} | {multiply_adds / 1e9:.2f} | {weights} | {accuracy} |")
-    return "\n".join([BEGIN, *rows, END])
+    return "\n".join(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only compare")
     args = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        sys.exit(f"error: {README} must have the lines {BEGIN} and {END} once each")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    new = before + table() + after
-    if args.check:
-        sys.exit(0 if new == text else f"error: the table in {README} is out of date; run tools/model_zoo.py")
-    README.write_text(new, encoding="utf-8")
+    write_table(README, "MODEL_ZOO", "tools/model_zoo.py", table(), args.check)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from toy_data import TOY_HASHTAGS, jpeg, write_hashtag_folder
 from wsl_d2.data import HashtagDataset, ShardError, finish_dataset, index_shard, write_shard
 from wsl_d2.data.build import collate
 from wsl_d2.data.mapper import HashtagMapper
+from wsl_d2.data.shards import read_index
 from wsl_d2.hashtags import Vocabulary, load_wordnet
 
 MAPPER = HashtagMapper(True, size=16, scale=(0.5, 1.0))
@@ -114,3 +115,12 @@ def test_manifest_of_another_version_is_refused(hashtag_folder):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
     with pytest.raises(ShardError, match="format version 99; this wsl_d2 reads 1"):
         HashtagDataset(hashtag_folder)
+
+
+def test_a_mapped_index_is_the_same_and_owns_no_memory(hashtag_folder):
+    path = hashtag_folder / "shard-000000.tar"
+    loaded, mapped = read_index(path), read_index(path, mapped=True)
+    for name in ("keys", "offsets", "sizes", "indptr", "labels", "crc32"):
+        ours, theirs = getattr(mapped, name), getattr(loaded, name)
+        assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+        assert not ours.flags.owndata and not ours.flags.writeable

@@ -51,6 +51,7 @@ def descendants(pid: int) -> list[int]:
     return [number for child in map(int, children) for number in (child, *descendants(child))]
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kills", [8, pytest.param(180, marks=pytest.mark.long)])
 def test_no_kill_loses_a_checkpoint_or_changes_a_number(datasets, whole_run, tmp_path, kills, survived):
     behind: list[int] = []
@@ -73,6 +74,7 @@ def test_no_kill_loses_a_checkpoint_or_changes_a_number(datasets, whole_run, tmp
     )
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.long
 def test_no_kill_of_torchrun_loses_a_checkpoint(datasets, tmp_path, survived):
     undisturbed = tmp_path / "undisturbed"

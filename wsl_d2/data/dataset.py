@@ -85,15 +85,15 @@ class HashtagDataset(Dataset):
     def num_labels(self) -> int:
         return self.manifest["num_labels"]
 
-    def read_index(self, shard: int) -> ShardIndex:
-        """Reads the index of a shard.
+    def read_index(self, shard: int, mapped: bool = False) -> ShardIndex:
+        """Reads the index of a shard; ``mapped``: see :func:`wsl_d2.data.shards.read_index`.
 
         Raises:
             ShardError: it is missing, damaged or does not belong to the manifest.
         """
         name = self.table.name(shard)
         self.store.path(index_path(name).name)
-        index = read_index(self.folder / name, self.vocabulary_checksum)
+        index = read_index(self.folder / name, self.vocabulary_checksum, mapped)
         if len(index.keys) != self.table.num_images[shard]:
             raise ShardError(
                 f"{self.store.place(index_path(name).name)} has {len(index.keys)} images, the manifest says "
@@ -129,7 +129,7 @@ class HashtagDataset(Dataset):
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        index = self.read_index(shard)
+        index = self.read_index(shard, mapped=True)
         try:
             file = self._open_file(shard)
             num_bytes = os.fstat(file).st_size

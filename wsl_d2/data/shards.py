@@ -16,13 +16,15 @@ import contextlib
 import hashlib
 import io
 import json
+import math
+import mmap
 import os
 import re
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -327,12 +329,14 @@ def write_index(tar_path: str | Path, index: ShardIndex) -> None:
     write_atomically(index_path(tar_path), buffer.getvalue())
 
 
-def read_index(tar_path: str | Path, vocabulary_checksum: str | None = None) -> ShardIndex:
+def read_index(tar_path: str | Path, vocabulary_checksum: str | None = None, mapped: bool = False) -> ShardIndex:
     """Reads a shard's index.
 
     Args:
         tar_path: the shard.
         vocabulary_checksum: what the index must have been made with; anything if None.
+        mapped: once checked, leave the arrays in the file, so that they take the system's memory once for all processes
+            and only as long as there is room; for an index that is kept.
 
     Raises:
         ShardError: the index is missing or unreadable, contradicts itself, or was made with another vocabulary.
@@ -360,7 +364,26 @@ def read_index(tar_path: str | Path, vocabulary_checksum: str | None = None) -> 
             f"{path} was made with vocabulary {index.vocabulary_checksum[:12]}, the dataset's is "
             f"{vocabulary_checksum[:12]}; index the shard again."
         )
-    return index
+    return _map_arrays(index, path) if mapped else index
+
+
+def _map_arrays(index: ShardIndex, path: Path) -> ShardIndex:
+    """The same index with the large arrays as views of the file."""
+    found: dict[str, Any] = {}
+    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            if name not in ("keys", "offsets", "sizes", "indptr", "labels", "crc32") or member.compress_type:
+                continue
+            file.seek(member.header_offset + 26)  # of the lengths of the name and of the extra field after it
+            lengths = file.read(4)
+            file.seek(int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little"), os.SEEK_CUR)
+            if np.lib.format.read_magic(file) != (1, 0):
+                continue
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            found[name] = np.frombuffer(mapping, dtype, math.prod(shape), file.tell()).reshape(shape)
+    return replace(index, **found)
 
 
 def _check_index(index: ShardIndex) -> None:
