@@ -9,7 +9,8 @@ from pycocotools.cocoeval import COCOeval
 from toy_detections import NUM_IMAGES, random_detections, random_world
 
 from wsl_d2.analysis import METRICS, bootstrap_ap, gain_between, paired_bootstrap
-from wsl_d2.analysis.ap_gain import draw_counts, load_ground_truth
+from wsl_d2.analysis.ap_gain import Replicated, draw_counts, gain_of, resampled_ap
+from wsl_d2.analysis.matches import ClassMatches, load_ground_truth
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +38,11 @@ def test_point_values_equal_pycocotools(world, iou_type, seed):
     path, contents = world
     detections = random_detections(contents, seed)
     ground_truth = load_ground_truth(path)
-    ours = bootstrap_ap(ground_truth, detections, iou_type, draw_counts(NUM_IMAGES, 2, 0)).point
+    ours = bootstrap_ap(ground_truth, detections, iou_type, draw_counts(NUM_IMAGES, 2, 0)).metrics
     expected = coco_stats(ground_truth, [dict(d) for d in detections], iou_type)
     assert 5 < expected["AP"] < 95
     for metric in METRICS:
-        assert ours[metric] == pytest.approx(expected[metric], abs=1e-10), metric
+        assert ours[metric].point == pytest.approx(expected[metric], abs=1e-10), metric
 
 
 def resampled_world(contents, detections, counts):
@@ -62,7 +63,7 @@ def test_replicates_equal_pycocotools_on_the_written_out_resample(world):
     path, contents = world
     detections = random_detections(contents, 5)
     counts = draw_counts(NUM_IMAGES, 6, seed=3)
-    ours = bootstrap_ap(str(path), detections, "bbox", counts).replicates
+    ours = bootstrap_ap(str(path), detections, "bbox", counts).metrics
     for row, drawn in enumerate(counts):
         resampled, copies = resampled_world(contents, detections, drawn)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -72,7 +73,7 @@ def test_replicates_equal_pycocotools_on_the_written_out_resample(world):
         expected = coco_stats(coco, copies, "bbox")
         for metric in METRICS:
             value = np.nan if expected[metric] == -100 else expected[metric]
-            np.testing.assert_allclose(ours[metric][row], value, atol=1e-9, err_msg=f"{metric} {row}")
+            np.testing.assert_allclose(ours[metric].replicates[row], value, atol=1e-9, err_msg=f"{metric} {row}")
 
 
 def test_identical_runs_gain_exactly_nothing(world):
@@ -107,7 +108,7 @@ def test_several_seeds_widen_the_interval(world):
     ]
     fixed = gain_between([runs[0]], [runs[1]])["AP"]["interval"]
     varied = gain_between([runs[0]], runs)["AP"]
-    assert varied["candidate"] == pytest.approx(np.mean([run.point["AP"] for run in runs]))
+    assert varied["candidate"] == pytest.approx(np.mean([run.metrics["AP"].point for run in runs]))
     assert varied["interval"][1] - varied["interval"][0] > fixed[1] - fixed[0]
 
 
@@ -118,3 +119,41 @@ def test_errors_name_the_cause(world):
     stray = [random_detections(contents, 1)[0] | {"image_id": 999}]
     with pytest.raises(ValueError, match="1 images that the ground truth lacks, such as image_id 999"):
         paired_bootstrap(path, stray, [], "bbox")
+
+
+def simulated_matches(rng, num_images, quality):
+    """One object and some wrong detections on each image; both detectors see the same difficulty of an image."""
+    difficulty = np.random.default_rng(rng.integers(1 << 60)).normal(size=num_images)
+    runs = []
+    for skill in quality:
+        found = difficulty + rng.normal(size=num_images) < skill
+        wrong = rng.poisson(0.8, num_images)
+        image = np.concatenate([np.flatnonzero(found), np.repeat(np.arange(num_images), wrong)])
+        true = np.arange(len(image)) < found.sum()
+        order = np.argsort(-(rng.normal(size=len(image)) + 1.2 * true), kind="stable")
+        shape = np.ones((1, len(image)), bool)
+        ones = np.ones(num_images, int)
+        runs.append(ClassMatches(np.arange(num_images), ones, image[order], true[None, order], shape))
+    return runs
+
+
+def simulated_gain(runs, weights):
+    worse, better = (resampled_ap(run, weights, np.linspace(0, 1, 101))[0] for run in runs)
+    return Replicated(100 * worse[0], 100 * worse[1:]), Replicated(100 * better[0], 100 * better[1:])
+
+
+@pytest.mark.slow
+def test_the_interval_covers_a_known_gain_as_often_as_it_says():
+    quality, num_images, trials = (0.0, 0.25), 400, 500
+    rng = np.random.default_rng(7)
+    large = [simulated_gain(simulated_matches(rng, 400_000, quality), np.ones((400_000, 1))) for _ in range(4)]
+    known = float(np.mean([better.point - worse.point for worse, better in large]))
+    assert 4 < known < 12
+    covered = 0
+    for trial in range(trials):
+        counts = draw_counts(num_images, 500, trial)
+        weights = np.concatenate([np.ones((1, num_images)), counts]).T.copy()
+        worse, better = simulated_gain(simulated_matches(rng, num_images, quality), weights)
+        low, high = gain_of([worse], [better])["interval"]
+        covered += low <= known <= high
+    assert 0.93 <= covered / trials <= 0.97, covered / trials

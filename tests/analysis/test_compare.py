@@ -110,7 +110,11 @@ def test_the_tool_prints_the_table_and_writes_one_self_contained_page(runs):
     page = (runs / "report" / "report.html").read_text()
     assert "<script" not in page
     assert 'src="http' not in page and "url(http" not in page and "<link" not in page
-    assert page.count("data:image/jpeg;base64,") == 8 * 3
+    comparison = json.loads((runs / "report" / "ap_gain.json").read_text())
+    shown = comparison["gains"][0]["images"]
+    assert len(shown["best"]) == 4 and page.count("data:image/jpeg;base64,") == 3 * (4 + len(shown["worst"]))
+    for heading in ("Gains", "Precision and recall", "What kinds of error cost", "by class", "held equal"):
+        assert heading in page
     text = (runs / "report" / "ap_gain.json").read_text()
     comparison = json.loads(text)
     assert "NaN" not in text  # JavaScript and others refuse it

@@ -1,7 +1,9 @@
+import math
+
 import numpy as np
 import pytest
 
-from wsl_d2.analysis import fit_log_linear
+from wsl_d2.analysis.scaling import compare_growth, fit_log_linear, fit_saturating
 
 IMAGES = np.array([2e6, 2e7, 9e7, 9.4e8, 3.5e9])
 
@@ -42,3 +44,28 @@ def test_intervals_hold_what_they_promise():
 def test_what_cannot_be_fitted(images, metric, message):
     with pytest.raises(ValueError, match=message):
         fit_log_linear(images, metric, names=list("abc")[: len(metric)])
+
+
+def test_a_noise_free_curve_is_recovered_exactly():
+    images = [10**k for k in (3, 3.5, 4, 5, 6)]
+    fit = fit_saturating(images, [80 - 300 * n**-0.4 for n in images])
+    assert (fit.ceiling, fit.loss_at_one, fit.exponent) == pytest.approx((80, 300, 0.4), rel=1e-5)
+    assert fit.predict(1e7) == pytest.approx(80 - 300 * 1e7**-0.4)
+
+
+def test_line_and_curve_are_told_apart():
+    rng = np.random.default_rng(0)
+    images = np.repeat([10**k for k in (3, 3.5, 4, 4.5, 5, 5.5)], 3)
+    line = compare_growth(images.tolist(), (10 + 8 * np.log10(images) + rng.normal(0, 0.2, len(images))).tolist())
+    curve = compare_growth(images.tolist(), (70 - 900 * images**-0.5 + rng.normal(0, 0.2, len(images))).tolist())
+    assert line["aicc_difference"] > 0 and line["error_of_line"] < 0.5
+    assert curve["aicc_difference"] < -10 and curve["error_of_curve"] < curve["error_of_line"]
+
+
+def test_a_comparison_of_too_few_points_is_refused():
+    with pytest.raises(ValueError, match="6 points at 4 different"):
+        compare_growth([1, 10, 100], [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="3 different numbers"):
+        fit_saturating([1, 10, 10], [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="run b: the result is nan"):
+        fit_saturating([1, 10, 100], [1.0, math.nan, 3.0], ["run a", "run b", "run c"])

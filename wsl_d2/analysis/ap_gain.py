@@ -1,29 +1,43 @@
 """The gain in COCO AP of one set of runs over another, with a paired bootstrap over images and seeds.
 
-Detections are matched to the ground truth once, by pycocotools. A resampled set of images then only changes how
-often each image counts, so every replicate is a matrix product of draw counts with the matches.
+Detections are matched to the ground truth once. A resampled set of images then only changes how often each image
+counts, so the AP of all resamples is worked out together.
 
-Shapes: B resamples, I images, J true positives of one class, area range and IoU threshold, in order of score.
+Shapes: B resamples, I images; for one class and area range P images, D detections and J true positives.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy import sparse, stats
+
+from wsl_d2.analysis.matches import AREAS, ClassMatches, class_matches, evaluate, load_ground_truth
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-IOU_TYPES = ("bbox", "segm")
 _AREAS = {"AP": 0, "AP50": 0, "AP75": 0, "APs": 1, "APm": 2, "APl": 3}
 _THRESHOLDS = {"AP50": slice(0, 1), "AP75": slice(5, 6)}  # of IoU 0.50:0.05:0.95
-_MAX_DETECTIONS = 100
+_RESAMPLES_AT_A_TIME = 1000
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """A number in points (0-100), on all images and on resampled ones.
+
+    Args:
+        point: NaN where it is not defined, such as the AP of a size without objects.
+        replicates: (B,).
+    """
+
+    point: float
+    replicates: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -31,24 +45,22 @@ class BootstrapAP:
     """AP of one run.
 
     Args:
-        point: metric -> AP in points (0-100) on all images; NaN where no object is of that size.
-        replicates: metric -> (B,) AP on the resampled images.
+        metrics: metric -> AP.
+        classes: name of the class -> AP of that class.
+        num_objects: name of the class -> objects in the ground truth.
+        precision: "0.50" and "0.75" -> (101,) precision over recall 0, 0.01 ... 1, mean over classes.
     """
 
-    point: dict[str, float]
-    replicates: dict[str, np.ndarray]
+    metrics: dict[str, Replicated]
+    classes: dict[str, Replicated] = field(default_factory=dict)
+    num_objects: dict[str, int] = field(default_factory=dict)
+    precision: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def draw_counts(num_images: int, num_resamples: int, seed: int) -> np.ndarray:
     """Returns (B, I) int: how often each image is drawn in each resample of ``num_images`` with replacement."""
     rng = np.random.Generator(np.random.Philox(seed))
     return rng.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_resamples)
-
-
-def load_ground_truth(gt_json: str | Path) -> COCO:
-    """Reads COCO annotations without pycocotools' chatter."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(str(gt_json))
 
 
 def bootstrap_ap(
@@ -63,150 +75,194 @@ def bootstrap_ap(
         counts: (B, I) from :func:`draw_counts`; equal counts make the comparison of two runs a paired one.
 
     Raises:
-        ValueError: unknown ``iou_type``, or detections on images that the ground truth lacks.
+        ValueError: see :func:`wsl_d2.analysis.matches.evaluate`.
     """
-    if iou_type not in IOU_TYPES:
-        raise ValueError(f"iou_type must be one of {', '.join(IOU_TYPES)}, got {iou_type!r}.")
     if not isinstance(ground_truth, COCO):
         ground_truth = load_ground_truth(ground_truth)
-    source = "the results"
-    if isinstance(results, (str, Path)):
-        source = str(results)
-        detections = json.loads(Path(results).read_text())
-    else:
-        detections = results
-    unknown = {detection["image_id"] for detection in detections} - set(ground_truth.getImgIds())
-    if unknown:
-        raise ValueError(
-            f"{source} hold detections on {len(unknown)} images that the ground truth lacks, such as image_id "
-            f"{sorted(unknown)[0]}; compare runs on the dataset they were evaluated on."
-        )
-    weights = np.concatenate([np.ones((1, counts.shape[1]), counts.dtype), counts])
-    ap = _average_precision(_match(ground_truth, detections, iou_type), weights)  # (areas, T, K, 1 + B)
-    values = {}
+    return bootstrap_evaluation(evaluate(ground_truth, results, iou_type), counts)
+
+
+def bootstrap_evaluation(evaluation: COCOeval, counts: np.ndarray) -> BootstrapAP:
+    """As :func:`bootstrap_ap`, of results that are matched already."""
+    precision = evaluation.eval["precision"][..., -1]  # (T, 101, classes, areas), -1 without ground truth
+    points = np.where(precision > -1, precision, np.nan).mean(axis=1)  # (T, classes, areas)
+    replicates = _replicates(evaluation, counts)  # (areas, T, classes, B)
+    metrics = {}
     for metric in METRICS:
-        chosen = ap[_AREAS[metric], _THRESHOLDS.get(metric, slice(None))]
-        defined = ~np.isnan(chosen)
-        total = np.where(defined, chosen, 0.0).sum(axis=(0, 1))
-        number = defined.sum(axis=(0, 1))
-        values[metric] = 100 * np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)
-    return BootstrapAP({m: float(v[0]) for m, v in values.items()}, {m: v[1:] for m, v in values.items()})
+        thresholds, area = _THRESHOLDS.get(metric, slice(None)), _AREAS[metric]
+        defined = precision[thresholds, :, :, area]
+        defined = defined[defined > -1]
+        point = 100 * float(defined.mean()) if len(defined) else float("nan")
+        metrics[metric] = Replicated(point, 100 * _mean(replicates[area, thresholds], axis=(0, 1)))
+    names = [ground["name"] for ground in evaluation.cocoGt.loadCats(evaluation.params.catIds)]
+    classes = {
+        name: Replicated(100 * float(points[:, k, 0].mean()), 100 * replicates[0, :, k].mean(axis=0))
+        for k, name in enumerate(names)
+    }
+    found = [class_matches(evaluation, k, 0) for k in range(len(names))]
+    num_objects = {n: int(m.num_objects.sum()) if m else 0 for n, m in zip(names, found, strict=True)}
+    present = points[0, :, 0] > -1
+    curves = {
+        name: precision[t][:, present, 0].mean(axis=1) if present.any() else np.full(precision.shape[1], np.nan)
+        for name, t in (("0.50", 0), ("0.75", 5))
+    }
+    return BootstrapAP(metrics, classes, num_objects, curves)
 
 
-def _match(ground_truth: COCO, results: Sequence[dict], iou_type: str) -> COCOeval:
-    with contextlib.redirect_stdout(io.StringIO()):
-        # loadRes refuses an empty list; an index without annotations is what it would return
-        detections = ground_truth.loadRes([dict(result) for result in results]) if results else COCO()
-        evaluation = COCOeval(ground_truth, detections, iou_type)
-        evaluation.params.maxDets = [1, 10, _MAX_DETECTIONS]
-        if results:
-            evaluation.evaluate()
-        else:
-            detections.dataset = {"images": ground_truth.dataset["images"], "annotations": []}
-            detections.createIndex()
-            evaluation.evaluate()
-    return evaluation
+def _mean(values: np.ndarray, axis: tuple[int, ...]) -> np.ndarray:
+    """The mean of what is defined, NaN where nothing is."""
+    defined = ~np.isnan(values)
+    number = defined.sum(axis=axis)
+    total = np.where(defined, values, 0.0).sum(axis=axis)
+    return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
 
 
-def _average_precision(evaluation: COCOeval, weights: np.ndarray) -> np.ndarray:
-    """Returns (areas, IoU thresholds, classes, rows of weights) AP in [0, 1], NaN without ground truth."""
+def _replicates(evaluation: COCOeval, counts: np.ndarray) -> np.ndarray:
+    """Returns (areas, T, classes, B) AP in [0, 1], NaN where a resample has no object."""
     params = evaluation.params
-    num_images, num_areas, num_classes = len(params.imgIds), len(params.areaRng), len(params.catIds)
-    num_thresholds = len(params.iouThrs)
-    weights = weights.astype(np.float64)
-    ap = np.full((num_areas, num_thresholds, num_classes, len(weights)), np.nan)
-    for k in range(num_classes):
-        for a in range(num_areas):
-            start = (k * num_areas + a) * num_images
-            per_image = evaluation.evalImgs[start : start + num_images]
-            present = [(i, entry) for i, entry in enumerate(per_image) if entry is not None]
-            if not present:
-                continue
-            num_objects = np.zeros(num_images)
-            for i, entry in present:
-                num_objects[i] = np.count_nonzero(np.asarray(entry["gtIgnore"]) == 0)
-            objects = weights @ num_objects
-            if not objects.any():
-                continue
-            scores = np.concatenate([entry["dtScores"][:_MAX_DETECTIONS] for _, entry in present])
-            order = np.argsort(-scores, kind="mergesort")
-            image = np.concatenate([np.full(len(e["dtScores"][:_MAX_DETECTIONS]), i) for i, e in present])[order]
-            matched = np.concatenate([e["dtMatches"][:, :_MAX_DETECTIONS] for _, e in present], axis=1)[:, order]
-            ignored = np.concatenate([e["dtIgnore"][:, :_MAX_DETECTIONS] for _, e in present], axis=1)[:, order]
-            for t in range(num_thresholds):
-                counted = ignored[t] == 0
-                is_true = (matched[t][counted] != 0).astype(bool)
-                ap[a, t, k] = _resampled_ap(is_true, image[counted].astype(int), objects, weights, params.recThrs)
+    shape = len(AREAS), len(params.iouThrs), len(params.catIds), len(counts)
+    ap = np.full(shape, np.nan)
+    tasks = []
+    for start in range(0, len(counts), _RESAMPLES_AT_A_TIME):
+        chosen = slice(start, start + _RESAMPLES_AT_A_TIME)
+        weights = np.ascontiguousarray(counts[chosen].T, np.float64)
+        tasks += [(k, area, chosen, weights) for k in range(shape[2]) for area in range(shape[0])]
+
+    def work(task) -> None:
+        k, area, chosen, weights = task
+        matches = class_matches(evaluation, k, area)
+        if matches is not None:
+            ap[area, :, k, chosen] = resampled_ap(matches, weights, params.recThrs)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(work, tasks))
     return ap
 
 
-def _resampled_ap(
-    is_true: np.ndarray, image: np.ndarray, objects: np.ndarray, weights: np.ndarray, recall_thresholds: np.ndarray
-) -> np.ndarray:
-    """AP of one class for each row of weights.
+def resampled_ap(matches: ClassMatches, weights: np.ndarray, recall_thresholds: np.ndarray) -> np.ndarray:
+    """AP of one class on resampled images.
 
-    Precision only matters where recall grows, at the true positives. With A[i, j] the number of detections of image i
-    up to the j-th of them, ``weights @ A`` are the cumulative counts of all rows at once.
+    Precision only matters where recall grows, at the true positives. With S[j, i] the number of detections of image i
+    between the j-1st and the j-th of them, the running sum of ``S @ weights`` counts the detections of all resamples.
 
     Args:
-        is_true: (D,) bool in order of falling score.
-        image: (D,) int, the image of each detection.
-        objects: (rows,) ground-truth objects.
-        weights: (rows, I).
+        matches: of the class in one area range.
+        weights: (I, B), how often each image counts.
         recall_thresholds: COCO's 101.
+
+    Returns:
+        (T, B) AP in [0, 1], NaN where a resample has no object.
     """
-    positions = np.flatnonzero(is_true)
-    result = np.where(objects > 0, 0.0, np.nan)
+    weights = weights[matches.images]
+    objects = matches.num_objects @ weights
+    result = np.where(objects > 0, np.zeros((len(matches.true), 1)), np.nan)
+    positions = np.flatnonzero(matches.true.any(axis=0))
     if len(positions) == 0:
         return result
-    interval = np.searchsorted(positions, np.arange(len(is_true)), side="left")  # first true positive at or after
-    inside = interval < len(positions)
-    every = np.zeros((weights.shape[1], len(positions)))
-    np.add.at(every, (image[inside], interval[inside]), 1)
-    true = np.zeros_like(every)
-    true[image[positions], np.arange(len(positions))] = 1
-    cumulative_true = np.cumsum(weights @ true, axis=1)
-    cumulative = np.cumsum(weights @ every, axis=1)
-    precision = cumulative_true / (cumulative + np.spacing(1))
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    recall = cumulative_true / np.maximum(objects, 1)[:, None]
-    reached = np.searchsorted(recall_thresholds, recall.ravel(), side="right").reshape(recall.shape)
-    gained = np.diff(reached, axis=1, prepend=0)
-    return np.where(objects > 0, (precision * gained).sum(axis=1) / len(recall_thresholds), np.nan)
+    interval = np.searchsorted(positions, np.arange(len(matches.image)))  # first true positive at or after
+
+    def count_up_to(chosen: np.ndarray, sign: int = 1) -> np.ndarray:
+        """(J, B): detections among the chosen ones up to each true positive."""
+        place = np.flatnonzero(chosen & (interval < len(positions)))
+        shape = len(positions), len(matches.images)
+        number = sparse.csr_matrix((np.full(len(place), float(sign)), (interval[place], matches.image[place])), shape)
+        return np.cumsum(number @ weights, axis=0)
+
+    reached = _thresholds_reached(objects, recall_thresholds)
+    base = matches.counted[0]
+    counted_by_base = count_up_to(base)
+    for t, (true, counted) in enumerate(zip(matches.true, matches.counted, strict=True)):
+        found = np.flatnonzero(true)
+        if len(found) == 0:
+            continue
+        rows = np.searchsorted(positions, found)
+        precision = counted_by_base[rows]
+        if (more := counted & ~base).any():
+            precision += count_up_to(more)[rows]
+        if (less := base & ~counted).any():
+            precision += count_up_to(less, -1)[rows]
+        precision += np.spacing(1)
+        cumulative_true = np.cumsum(weights[matches.image[found]], axis=0)
+        np.divide(cumulative_true, precision, out=precision)
+        precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+        levels = np.take_along_axis(reached, cumulative_true.astype(np.intp), axis=0)
+        gained = np.diff(levels, axis=0, prepend=0)
+        ap = np.einsum("jb,jb->b", precision, gained, dtype=np.float64) / len(recall_thresholds)
+        result[t] = np.where(objects > 0, ap, np.nan)
+    return result
 
 
-def gain_between(
-    baseline: Sequence[BootstrapAP], candidate: Sequence[BootstrapAP], seed: int = 0
-) -> dict[str, dict[str, float | list[float]]]:
-    """The gain of a candidate's runs over a baseline's, all bootstrapped with the same draw counts.
+def _thresholds_reached(objects: np.ndarray, recall_thresholds: np.ndarray) -> np.ndarray:
+    """Returns (n, B): how many recall thresholds 0, 1 ... of the objects found reach, as floating-point numbers do."""
+    safe = np.maximum(objects, 1)
+    needed = np.ceil(recall_thresholds[:, None] * safe - 1e-6)
+    needed += needed / safe < recall_thresholds[:, None]
+    height = int(objects.max()) + 2
+    flat = needed.astype(np.int64) * len(objects) + np.arange(len(objects))
+    number = np.bincount(flat.ravel(), minlength=height * len(objects)).reshape(-1, len(objects))
+    return np.cumsum(number[:height], axis=0, dtype=np.int16)
+
+
+def gain_of(
+    baseline: Sequence[Replicated], candidate: Sequence[Replicated], seed: int = 0
+) -> dict[str, float | list[float] | None]:
+    """The gain of a candidate's runs over a baseline's in one number, all bootstrapped with the same draw counts.
 
     With one run each, the interval covers the choice of images. With several, each replicate also draws runs with
     replacement from both sides, so that the interval covers training seeds as well.
 
     Returns:
-        metric -> {"baseline", "candidate" (means over runs), "gain", "interval" (95%, percentile),
-        "probability_of_gain"}, in points.
+        "baseline", "candidate" (means over runs), "gain", "interval" (95%, percentile), in points;
+        "probability_of_gain"; "p_value", two-sided, of the bootstrap; "p_value_of_seeds", of Welch's t test on the
+        runs' values alone, None with a single run on a side.
     """
     rng = np.random.Generator(np.random.Philox(seed))
-    result: dict[str, dict] = {}
-    num_resamples = len(next(iter(baseline[0].replicates.values())))
-    drawn = [rng.integers(0, len(side), (num_resamples, len(side))) for side in (baseline, candidate)]
-    for metric in METRICS:
-        means, replicates = [], []
-        for side, draws in zip((baseline, candidate), drawn, strict=True):
-            means.append(float(np.mean([run.point[metric] for run in side])))
-            values = np.stack([run.replicates[metric] for run in side])  # (runs, B)
-            replicates.append(values[draws, np.arange(num_resamples)[:, None]].mean(axis=1))
-        gains = replicates[1] - replicates[0]
-        low, high = np.nanpercentile(gains, [2.5, 97.5]) if not np.isnan(gains).all() else (np.nan, np.nan)
-        result[metric] = {
-            "baseline": means[0],
-            "candidate": means[1],
-            "gain": means[1] - means[0],
-            "interval": [float(low), float(high)],
-            "probability_of_gain": float(np.mean(gains > 0)),
-        }
-    return result
+    sides = [np.stack([run.replicates for run in runs]) for runs in (baseline, candidate)]  # (runs, B)
+    num_resamples = sides[0].shape[1]
+    drawn = [rng.integers(0, len(side), (num_resamples, len(side))) for side in sides]
+    replicates = [
+        side[draws, np.arange(num_resamples)[:, None]].mean(axis=1) for side, draws in zip(sides, drawn, strict=True)
+    ]
+    points = [[run.point for run in runs] for runs in (baseline, candidate)]
+    means = [float(np.mean(values)) for values in points]
+    gains = replicates[1] - replicates[0]
+    gains = gains[~np.isnan(gains)]
+    low, high = np.percentile(gains, [2.5, 97.5]) if len(gains) else (np.nan, np.nan)
+    at_most, at_least = (float(np.mean(side)) if len(gains) else np.nan for side in (gains <= 0, gains >= 0))
+    of_seeds = None
+    if min(map(len, points)) > 1 and max(map(np.ptp, points)) > 0:
+        of_seeds = float(stats.ttest_ind(*reversed(points), equal_var=False).pvalue)
+    return {
+        "baseline": means[0],
+        "candidate": means[1],
+        "gain": means[1] - means[0],
+        "interval": [float(low), float(high)],
+        "probability_of_gain": float(np.mean(gains > 0)) if len(gains) else float("nan"),
+        "p_value": min(1.0, 2 * max(min(at_most, at_least), 1 / (len(gains) + 1))) if len(gains) else float("nan"),
+        "p_value_of_seeds": of_seeds,
+    }
+
+
+def gain_between(baseline: Sequence[BootstrapAP], candidate: Sequence[BootstrapAP], seed: int = 0) -> dict[str, dict]:
+    """Returns metric -> :func:`gain_of`."""
+    return {
+        metric: gain_of([run.metrics[metric] for run in baseline], [run.metrics[metric] for run in candidate], seed)
+        for metric in METRICS
+    }
+
+
+def class_gains(baseline: Sequence[BootstrapAP], candidate: Sequence[BootstrapAP], seed: int = 0) -> dict[str, dict]:
+    """Returns class -> :func:`gain_of` with "num_objects" and "p_value_holm", corrected for the number of classes."""
+    found: dict[str, dict] = {}
+    for name, number in baseline[0].num_objects.items():
+        if number:
+            before, after = ([run.classes[name] for run in runs] for runs in (baseline, candidate))
+            found[name] = {"num_objects": number} | gain_of(before, after, seed)
+    largest = 0.0
+    for rank, name in enumerate(sorted(found, key=lambda name: found[name]["p_value"])):
+        largest = max(largest, min(1.0, (len(found) - rank) * found[name]["p_value"]))
+        found[name]["p_value_holm"] = largest
+    return found
 
 
 def paired_bootstrap(
@@ -216,7 +272,7 @@ def paired_bootstrap(
     iou_type: str,
     num_resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, dict[str, float | list[float]]]:
+) -> dict[str, dict]:
     """Compares two result sets on the same resampled images; see :func:`bootstrap_ap` and :func:`gain_between`.
 
     Args:
@@ -227,7 +283,7 @@ def paired_bootstrap(
         seed: of the draws; the same seed gives the same interval.
 
     Returns:
-        For AP, AP50, AP75, APs, APm and APl: AP of both, gain, 95% interval, probability of a gain; in points.
+        For AP, AP50, AP75, APs, APm and APl what :func:`gain_of` returns.
     """
     ground_truth = load_ground_truth(gt_json)
     counts = draw_counts(len(ground_truth.getImgIds()), num_resamples, seed)

@@ -1,4 +1,4 @@
-"""How a result grows with the number of pretraining images: a straight line over the decades."""
+"""How a result grows with the number of pretraining images: straight over the decades, or levelling off."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,8 @@ def fit_log_linear(
     """
     if len(num_images) != len(metric) or (names is not None and len(names) != len(metric)):
         raise ValueError(f"{len(num_images)} numbers of images for {len(metric)} results; there must be one for each.")
-    labels = list(names) if names is not None else [f"point {i}" for i in range(len(metric))]
-    for name, images, result in zip(labels, num_images, metric, strict=True):
-        if not (math.isfinite(images) and images > 0):
-            raise ValueError(f"{name}: the number of images must be above 0, got {images}.")
-        if not math.isfinite(result):
-            raise ValueError(f"{name}: the result is {result}; finish the run or leave it out.")
-    if len(metric) < 3:
-        raise ValueError(f"a line needs at least 3 points, got {len(metric)} ({', '.join(labels)}).")
+    _check(num_images, metric, list(names) if names is not None else [f"point {i}" for i in range(len(metric))])
     decades, results = np.log10(np.asarray(num_images, float)), np.asarray(metric, float)
-    if np.ptp(decades) == 0:
-        raise ValueError(f"all runs have {num_images[0]:g} images; a slope needs different numbers.")
     fit = stats.linregress(decades, results)
     residuals = results - (fit.intercept + fit.slope * decades)
     half = _t(len(results)) * fit.stderr
@@ -84,6 +75,106 @@ def fit_log_linear(
         _mean_decade=float(decades.mean()),
         _sum_of_squares=float(((decades - decades.mean()) ** 2).sum()),
     )
+
+
+def _check(num_images: Sequence[float], metric: Sequence[float], labels: list[str]) -> None:
+    for name, images, result in zip(labels, num_images, metric, strict=True):
+        if not (math.isfinite(images) and images > 0):
+            raise ValueError(f"{name}: the number of images must be above 0, got {images}.")
+        if not math.isfinite(result):
+            raise ValueError(f"{name}: the result is {result}; finish the run or leave it out.")
+    if len(metric) < 3:
+        raise ValueError(f"a line needs at least 3 points, got {len(metric)} ({', '.join(labels)}).")
+    if len(set(num_images)) == 1:
+        raise ValueError(f"all runs have {num_images[0]:g} images; a slope needs different numbers.")
+
+
+@dataclass(frozen=True)
+class SaturatingFit:
+    """metric = ceiling - loss_at_one * number_of_images ** -exponent, by least squares.
+
+    Attributes:
+        ceiling: where the metric levels off.
+        loss_at_one: below the ceiling at one image, extrapolated.
+        exponent: in [0.01, 3].
+        residuals: (n,) measured minus fitted, in the order given.
+    """
+
+    ceiling: float
+    loss_at_one: float
+    exponent: float
+    residuals: np.ndarray
+
+    def predict(self, num_images: float) -> float:
+        """Returns the metric at a number of images."""
+        return self.ceiling - self.loss_at_one * num_images**-self.exponent
+
+
+def fit_saturating(
+    num_images: Sequence[float], metric: Sequence[float], names: Sequence[str] | None = None
+) -> SaturatingFit:
+    """Fits a metric that levels off, the alternative to :func:`fit_log_linear`.
+
+    Args:
+        num_images: (n,) numbers of images, above 0; at least three different ones.
+        metric: (n,) results.
+        names: (n,) of the runs, for error messages.
+
+    Raises:
+        ValueError: as :func:`fit_log_linear`, or fewer than three different numbers of images.
+    """
+    _check(num_images, metric, list(names) if names is not None else [f"point {i}" for i in range(len(metric))])
+    images, results = np.asarray(num_images, float), np.asarray(metric, float)
+    if len(set(num_images)) < 3:
+        raise ValueError("a curve that levels off needs at least 3 different numbers of images.")
+
+    def solve(log_exponent: float) -> tuple[np.ndarray, np.ndarray]:
+        design = np.stack([np.ones_like(images), -((images / images.min()) ** -math.exp(log_exponent))], axis=1)
+        solution = np.linalg.lstsq(design, results, rcond=None)[0]
+        return solution, results - design @ solution
+
+    def squares(log_exponent: float) -> float:
+        return float((solve(log_exponent)[1] ** 2).sum())
+
+    grid = np.linspace(math.log(0.01), math.log(3), 61)
+    best = int(np.argmin([squares(value) for value in grid]))
+    bounds = (grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)])
+    log_exponent = optimize.minimize_scalar(squares, bounds=bounds, method="bounded", options={"xatol": 1e-10}).x
+    (ceiling, loss), residuals = solve(log_exponent)
+    exponent = math.exp(log_exponent)
+    return SaturatingFit(float(ceiling), float(loss * images.min() ** exponent), exponent, residuals)
+
+
+def compare_growth(num_images: Sequence[float], metric: Sequence[float]) -> dict[str, float]:
+    """Compares the straight line with the curve that levels off.
+
+    Returns:
+        "aicc_difference": AICc (Akaike's criterion with the correction for small samples) of the curve minus that of
+        the line, negative where the curve is the better description; "error_of_line" and "error_of_curve": of the
+        mean result at the most images, predicted from all others.
+
+    Raises:
+        ValueError: as :func:`fit_saturating`, with four different numbers of images and six points needed.
+    """
+    images, results = np.asarray(num_images, float), np.asarray(metric, float)
+    if len(set(num_images)) < 4 or len(images) < 6:
+        raise ValueError("to compare a line with a curve takes 6 points at 4 different numbers of images.")
+    line, curve = fit_log_linear(num_images, metric), fit_saturating(num_images, metric)
+    largest = images == images.max()
+    others = images[~largest].tolist(), results[~largest].tolist()
+    target = float(results[largest].mean())
+    return {
+        "aicc_difference": _aicc(curve.residuals, 4) - _aicc(line.residuals, 3),
+        "error_of_line": abs(fit_log_linear(*others).predict(images.max())[0] - target),
+        "error_of_curve": abs(fit_saturating(*others).predict(images.max()) - target),
+    }
+
+
+def _aicc(residuals: np.ndarray, num_parameters: int) -> float:
+    """Of a least-squares fit; the errors' size counts among the parameters."""
+    n = len(residuals)
+    squares = max(float((residuals**2).sum()), 1e-24)
+    return n * math.log(squares / n) + 2 * num_parameters * n / (n - num_parameters - 1)
 
 
 def _t(num_points: int) -> float:

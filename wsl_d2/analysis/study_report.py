@@ -15,9 +15,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
+from wsl_d2.analysis.plots import STYLE_SHEET, style_of, svg_of
 from wsl_d2.analysis.records import without_nan
-from wsl_d2.analysis.report import _STYLE_SHEET, _svg, style_of
-from wsl_d2.analysis.scaling import fit_log_linear
+from wsl_d2.analysis.scaling import compare_growth, fit_log_linear
 from wsl_d2.analysis.study import Study, StudyError
 
 
@@ -71,6 +71,7 @@ def _scaling(study: Study, rows: list[dict], item: dict) -> dict:
                 "intercept": fit.intercept,
                 "residual_sd": fit.residual_sd,
                 "num_points": fit.num_points,
+                "growth": _compare_growth([row[x] for row in members], [row[y] for row in members]),
                 "prediction": {"x": next_decade, "value": value, "interval": interval},
             }
         )
@@ -93,6 +94,13 @@ def _scaling(study: Study, rows: list[dict], item: dict) -> dict:
             }
         )
     return {**item, "lines": lines, "differences": differences}
+
+
+def _compare_growth(numbers: list, results: list) -> dict | None:
+    """Line against curve, None with too few points for it."""
+    if len(set(numbers)) < 4 or len(numbers) < 6:
+        return None
+    return compare_growth(numbers, results)
 
 
 def _levels(study: Study, rows: list[dict], item: dict) -> dict:
@@ -187,6 +195,14 @@ def _sentences(item: dict) -> list[str]:
             f"{line['series']}: {line['slope_per_decade']:+.1f} per tenfold {item['x']}; a new run with {at['x']:,} "
             f"would give {at['value']:.1f} [{at['interval'][0]:.1f}, {at['interval'][1]:.1f}] if the line went on."
         )
+    for line in item["lines"]:
+        if (growth := line["growth"]) is not None:
+            better = "levels off describes" if growth["aicc_difference"] < 0 else "levels off does not describe"
+            sentences.append(
+                f"{line['series']}: a curve that {better} the results better than the line (AICc "
+                f"{growth['aicc_difference']:+.1f}); predicting the most {item['x']} from the others, the line is off by "
+                f"{growth['error_of_line']:.1f}, the curve by {growth['error_of_curve']:.1f}."
+            )
     for row in item["differences"]:
         sentences.append(
             f"The slope of {row['series']} is {row['slope_difference']:+.1f} "
@@ -221,7 +237,7 @@ def _plot(item: dict) -> str:
     axis.set_xlabel(item["x"])
     axis.set_ylabel(item["y"])
     axis.grid(color="#dddddd")
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def write_report(study: Study, rows: list[dict], analysis: list[dict], output: str | Path) -> Path:
@@ -254,7 +270,7 @@ def write_report(study: Study, rows: list[dict], analysis: list[dict], output: s
     parts.append(f"<h2>Study file</h2><pre>{escape(study.path.read_text(encoding='utf-8'))}</pre>")
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(study.title)}</title><style>{_STYLE_SHEET}</style></head><body>{''.join(parts)}</body></html>\n"
+        f"<title>{escape(study.title)}</title><style>{STYLE_SHEET}</style></head><body>{''.join(parts)}</body></html>\n"
     )
     path = output / "report.html"
     path.write_text(page, encoding="utf-8")

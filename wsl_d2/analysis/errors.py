@@ -1,0 +1,174 @@
+"""What kinds of error cost a detector its AP50, after TIDE (arXiv 2008.08115), with intervals.
+
+A detection that finds no object at IoU 0.5 is, by its overlap with objects of its own class and of others:
+
+    class         0.5 or more with an object of another class
+    location      0.1 to 0.5 with one of its own class
+    both          0.1 to 0.5 with one of another class
+    duplicate     0.5 or more with one of its own class, which a detection of a higher score has found
+    background    below 0.1 with every object
+
+An object that no detection finds, nor would find were its class or its place put right, is "missed". The cost of a kind
+is what AP50 would gain if it were mended: class and location are put right where the object is not found otherwise,
+other detections are left out, missed objects do not count. Costs do not add up to what is missing of 100.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from pycocotools import mask as mask_api
+from pycocotools.cocoeval import COCOeval
+
+from wsl_d2.analysis.ap_gain import Replicated, resampled_ap
+from wsl_d2.analysis.matches import ClassMatches, class_matches, entries_of
+
+KINDS = ("class", "location", "both", "duplicate", "background", "missed")
+_FOREGROUND, _BACKGROUND = 0.5, 0.1
+
+
+def error_costs(evaluation: COCOeval, counts: np.ndarray) -> dict[str, Replicated]:
+    """Returns kind -> points of AP50 that it costs.
+
+    Args:
+        evaluation: of :func:`wsl_d2.analysis.matches.evaluate`.
+        counts: (B, I) of :func:`wsl_d2.analysis.ap_gain.draw_counts`.
+    """
+    weights = np.concatenate([np.ones((1, counts.shape[1])), counts]).T.copy()
+    tables = _tables(evaluation)
+    as_it_is = _mean_ap([table.matches() for table in tables], evaluation, weights)
+    costs = {}
+    for kind in KINDS:
+        mended = _mean_ap([table.matches(kind) for table in tables], evaluation, weights)
+        difference = 100 * (mended - as_it_is)
+        costs[kind] = Replicated(float(difference[0]), difference[1:])
+    return costs
+
+
+def count_errors(evaluation: COCOeval) -> dict[str, int]:
+    """Returns kind -> number of wrong detections, whatever their score, or of missed objects."""
+    tables = [table for table in _tables(evaluation) if table.plain is not None]
+    found = {kind: sum(int((table.kind == kind).sum()) for table in tables) for kind in KINDS}
+    return found | {"missed": sum(int(table.num_missed.sum()) for table in tables)}
+
+
+def _tables(evaluation: COCOeval) -> list[_Table]:
+    tables = [_Table(evaluation, k) for k in range(len(evaluation.params.catIds))]
+    for place, image in enumerate(evaluation.params.imgIds):
+        _classify(evaluation, tables, place, image)
+    return tables
+
+
+def _mean_ap(matches: list[ClassMatches | None], evaluation: COCOeval, weights: np.ndarray) -> np.ndarray:
+    found = [resampled_ap(m, weights, evaluation.params.recThrs)[0] for m in matches if m is not None]
+    values = np.array([row for row in found if not np.isnan(row[0])])
+    return np.nanmean(values, axis=0) if len(values) else np.zeros(weights.shape[1])
+
+
+class _Table:
+    """The detections of one class at IoU 0.5, in order of falling score, and what is wrong with each."""
+
+    def __init__(self, evaluation: COCOeval, class_place: int):
+        self.plain = class_matches(evaluation, class_place, 0)
+        self.row_of: dict[int, int] = {}  # detection id -> its row
+        self.scores = np.zeros(0)
+        self.found: set[int] = set()  # ids of objects
+        if self.plain is None:
+            return
+        entries = [entry for _, entry in entries_of(evaluation, class_place, 0)]
+        scores = np.concatenate([entry["dtScores"] for entry in entries])
+        order = np.argsort(-scores, kind="mergesort")
+        self.scores = scores[order]
+        ids = [identifier for entry in entries for identifier in entry["dtIds"]]
+        self.row_of = {ids[place]: row for row, place in enumerate(order)}
+        for entry in entries:
+            self.found |= {g for g, d in zip(entry["gtIds"], entry["gtMatches"][0], strict=True) if d}
+        self.kind = np.full(len(order), "", dtype=object)
+        self.mended = np.zeros(len(order), bool)  # the detection would find an object
+        self.additions: list[tuple[int, float]] = []  # (place of the image, score) of detections of another class
+        self.num_missed = np.zeros(len(self.plain.images), int)
+
+    def matches(self, kind: str = "") -> ClassMatches | None:
+        """The matches at IoU 0.5 alone, with the errors of a kind mended."""
+        if self.plain is None:
+            return None
+        plain = self.plain
+        one = replace(plain, true=plain.true[:1], counted=plain.counted[:1])
+        if not kind:
+            return one
+        if kind == "missed":
+            return replace(one, num_objects=plain.num_objects - self.num_missed)
+        wrong = self.kind == kind
+        true, counted = one.true.copy(), one.counted.copy()
+        counted[0, wrong] = False
+        if kind == "location":
+            true[0, self.mended], counted[0, self.mended] = True, True
+        if kind != "class" or not self.additions:
+            return replace(one, true=true, counted=counted)
+        place_of = {place: row for row, place in enumerate(plain.images.tolist())}
+        images = np.array([place_of[place] for place, _ in self.additions])
+        order = np.argsort(-np.concatenate([self.scores, [score for _, score in self.additions]]), kind="mergesort")
+        ones = np.ones((1, len(images)), bool)
+        return replace(
+            one,
+            image=np.concatenate([plain.image, images])[order],
+            true=np.concatenate([true, ones], axis=1)[:, order],
+            counted=np.concatenate([counted, ones], axis=1)[:, order],
+        )
+
+
+def _classify(evaluation: COCOeval, tables: list[_Table], place: int, image: int) -> None:
+    """Finds the kind of every wrong detection of an image, and its missed objects."""
+    classes = evaluation.params.catIds
+    detections, objects = [], []
+    for k, category in enumerate(classes):
+        rows = tables[k].row_of
+        detections += [(k, d, rows[d["id"]]) for d in evaluation._dts[image, category] if d["id"] in rows]
+        objects += [(k, g) for g in evaluation._gts[image, category] if not g["ignore"]]
+    wrong = []
+    for k, detection, row in detections:
+        plain = tables[k].plain
+        assert plain is not None
+        if plain.counted[0, row] and not plain.true[0, row]:
+            wrong.append((k, detection, row))
+    part = "segmentation" if evaluation.params.iouType == "segm" else "bbox"
+    wrong.sort(key=lambda item: -item[1]["score"])
+    overlaps = np.zeros((len(wrong), len(objects)))
+    if wrong and objects:
+        overlaps = np.asarray(
+            mask_api.iou([d[part] for _, d, _ in wrong], [g[part] for _, g in objects], [0] * len(objects))
+        )
+    class_of = np.array([k for k, _ in objects], int)
+    found = {g["id"] for k, g in objects if g["id"] in tables[k].found}
+    near, taken = set(found), {"class": set(found), "location": set(found)}
+    for (k, detection, row), overlap in zip(wrong, overlaps, strict=True):
+        own = np.where(class_of == k, overlap, 0.0)
+        other = np.where(class_of != k, overlap, 0.0)
+        best_own, best_other = own.max(initial=0.0), other.max(initial=0.0)
+        table = tables[k]
+        if _BACKGROUND <= best_own < _FOREGROUND:
+            kind, best = "location", int(own.argmax())
+        elif best_own >= _FOREGROUND:
+            kind, best = "duplicate", -1
+        elif best_other >= _FOREGROUND:
+            kind, best = "class", int(other.argmax())
+        else:
+            kind, best = "both" if best_other >= _BACKGROUND else "background", -1
+        table.kind[row] = kind
+        if best < 0:
+            continue
+        target, identifier = objects[best][0], objects[best][1]["id"]
+        near.add(identifier)
+        if identifier in taken[kind]:
+            continue
+        taken[kind].add(identifier)
+        if kind == "location":
+            table.mended[row] = True
+        else:
+            tables[target].additions.append((place, detection["score"]))
+    for k, ground in objects:
+        if ground["id"] not in near:
+            plain = tables[k].plain
+            assert plain is not None
+            tables[k].num_missed[np.searchsorted(plain.images, place)] += 1
