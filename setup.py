@@ -48,11 +48,13 @@ setup(
     ],
     extras_require={
         "duplicates": ["faiss-cpu"],
+        "fast-eval": ["faster-coco-eval>=1.6"],
         "cluster": ["submitit"],
         "demo": ["resvg-py>=0.5"],
         "timm": ["timm>=1.0"],
         "test": [
             "faiss-cpu",
+            "faster-coco-eval>=1.6",
             "hypothesis",
             "pytest>=8",
             "pytest-timeout",

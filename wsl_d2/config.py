@@ -46,6 +46,7 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.DATALOADER.TIMEOUT_SECONDS = 900  # without a batch from the workers before a run ends with an error; 0: never
     # A run stops when more than this fraction of the images it drew could not be decoded (8 are always allowed).
     cfg.DATALOADER.MAX_DAMAGED_FRACTION = 1e-3
+    cfg.TEST.FAST_EVAL = True  # COCO evaluation by faster-coco-eval where it is installed; the same numbers
     cfg.TEST.IMS_PER_BATCH = 64  # images per process when evaluating a HashtagClassifier
 
     # ---- Model

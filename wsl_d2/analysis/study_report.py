@@ -200,7 +200,7 @@ def _sentences(item: dict) -> list[str]:
             better = "levels off describes" if growth["aicc_difference"] < 0 else "levels off does not describe"
             sentences.append(
                 f"{line['series']}: a curve that {better} the results better than the line (AICc "
-                f"{growth['aicc_difference']:+.1f}); predicting the most {item['x']} from the others, the line is off by "
+                f"{growth['aicc_difference']:+.1f}); predicting the most {item['x']} from the rest, the line is off by "
                 f"{growth['error_of_line']:.1f}, the curve by {growth['error_of_curve']:.1f}."
             )
     for row in item["differences"]:

@@ -12,7 +12,6 @@ from collections import OrderedDict
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
-from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 
 from wsl_d2.checkpoint import (
@@ -37,7 +36,7 @@ from wsl_d2.engine.run_identity import check_identity, run_identity
 from wsl_d2.engine.schedule import ConfigError
 from wsl_d2.engine.weight_average import AverageWeights
 from wsl_d2.engine.writers import build_writers
-from wsl_d2.evaluation import HashtagEvaluator
+from wsl_d2.evaluation import FastCOCOEvaluator, HashtagEvaluator
 from wsl_d2.modeling.complexity import multiply_adds_per_image
 
 _CHECKPOINTS_OF_FREE_DISK = 2.2  # room for one, for the next before it replaces the first, and for logs
@@ -344,7 +343,8 @@ class DetectionTrainer(ResumableTrainer):
         evaluator_type = MetadataCatalog.get(dataset_name).evaluator_type
         if evaluator_type != "coco":
             raise ConfigError(f"dataset {dataset_name!r} has evaluator type {evaluator_type!r}; only 'coco' is known.")
-        return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        return FastCOCOEvaluator(dataset_name, folder, cfg.TEST.FAST_EVAL)
 
     @classmethod
     def load_weights(cls, cfg, model: torch.nn.Module, checkpointer, whole: bool = False) -> None:
