@@ -117,6 +117,7 @@ def test_the_generated_set_is_complete():
     for init in ("imagenet", "wsl"):
         for rate in ("0.02", "0.01", "0.005", "0.0025", "0.00125"):
             expected.add(f"COCO-InstanceSegmentation/lr_sweep/mask_rcnn_X_101_32x8d_FPN_1x_{init}_lr{rate}.yaml")
+    expected |= {f"Image-Classification/{name}_X_101_32x8d_wsl.yaml" for name in ("imagenet", "cub", "places365")}
     assert found == expected
 
 

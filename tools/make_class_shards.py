@@ -4,8 +4,8 @@
 tools/make_class_shards.py imagenet/train --output datasets/imagenet/train
 tools/make_class_shards.py imagenet/val --output datasets/imagenet/val --classes-of datasets/imagenet/train
 
-The source may also be a tar of class folders, or of one tar for each class, as ILSVRC2012_img_train.tar. --files takes a
-list of names below the source, for datasets that split one folder, such as CUB-200-2011.
+The source may also be a tar of class folders, or of one tar for each class, as ILSVRC2012_img_train.tar. --files takes
+a list of names below the source, for datasets that split one folder, such as CUB-200-2011.
 """
 
 import argparse
@@ -24,9 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="folder of class folders, or a tar")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument(
-        "--classes-of", type=Path, help="dataset of shards whose classes are taken, for validation sets"
-    )
+    parser.add_argument("--classes-of", type=Path, help="folder of shards with the classes to use, for validation")
     parser.add_argument("--files", type=Path, help="text file, one name below the source a line")
     parser.add_argument("--images-per-shard", type=int, default=5_000)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
