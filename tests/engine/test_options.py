@@ -1,12 +1,15 @@
 """What a run can do beside training: average weights, compile, tell its utilisation, go to a cluster."""
 
+import hashlib
+import json
 import re
+import subprocess
 import sys
 import time
 
 import pytest
 import torch
-from training_runs import INJECT, losses, merged_records, train, train_together, weights
+from training_runs import INJECT, ROOT, losses, merged_records, train, train_together, weights
 
 from wsl_d2.engine.weight_average import AverageWeights
 
@@ -109,3 +112,34 @@ def test_slurm_without_slurm_is_one_clear_error(datasets, tmp_path):
     script = INJECT + '\nos.environ["PATH"] = "/nowhere"\nrun_command_line()\n'
     run = train(datasets, tmp_path, check=False, script=script, flags=["--cluster", "slurm"])
     assert run.returncode == 1 and "error: --cluster slurm needs SLURM's commands" in run.stderr
+
+
+def test_a_run_leaves_its_record(whole_run, datasets, tmp_path):
+    record = json.loads((whole_run / "record.json").read_text())
+    assert record["seed"] == 0 and record["iterations"] == 30 and record["processes"] == 1
+    assert record["results"]["hashtag/num_images"] == 20 and record["weights"] == {"path": "", "sha256": ""}
+    assert len(record["data"]["SHA-256 of the shards"]) == 64 and record["versions"]["torch"] == torch.__version__
+    weights_path = whole_run / "backbone.pth"
+    train(datasets, tmp_path / "again", SOLVER__LOG_PERIOD=10, DATALOADER__NUM_WORKERS=1)
+    train(datasets, tmp_path / "other", MODEL__WEIGHTS=str(weights_path))
+    again, other = (json.loads((tmp_path / name / "record.json").read_text()) for name in ("again", "other"))
+    assert again["config_sha256"] == record["config_sha256"] != other["config_sha256"]
+    assert other["weights"]["sha256"] == hashlib.sha256(weights_path.read_bytes()).hexdigest()
+
+
+def test_records_become_a_table_that_can_be_checked(whole_run, tmp_path):
+    def run(*arguments):
+        command = [sys.executable, str(ROOT / "tools" / "collect_records.py"), "--records", str(tmp_path / "r.jsonl")]
+        return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
+
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- RESULTS: written by tools/collect_records.py -->\n<!-- /RESULTS -->\nb\n")
+    shown = ["--table", page, "--columns", "hashtag/top1", "hashtag/num_images"]
+    assert run(whole_run, *shown).returncode == 0
+    top1 = json.loads((whole_run / "record.json").read_text())["results"]["hashtag/top1"]
+    assert f"| {whole_run.name} | {top1:.1f} | 20.0 | none | 0 |" in page.read_text()
+    assert run(*shown, "--check").returncode == 0
+    page.write_text(page.read_text().replace("| 20.0 |", "| 21.0 |"))
+    assert run(*shown, "--check").returncode == 1
+    assert run(whole_run).returncode == 0 and len((tmp_path / "r.jsonl").read_text().splitlines()) == 1
+    assert "holds no record.json" in run(tmp_path / "nothing").stderr

@@ -32,6 +32,7 @@ from wsl_d2.engine.hooks import ExportBackbone, SaveCheckpoints, StopOnSignal
 from wsl_d2.engine.parallel import build_sgd, data_parallel, images_per_group
 from wsl_d2.engine.pretrain_loop import PretrainLoop
 from wsl_d2.engine.random_state import get_random_state, set_random_state
+from wsl_d2.engine.record import WriteRecord
 from wsl_d2.engine.run_identity import check_identity, run_identity
 from wsl_d2.engine.schedule import ConfigError
 from wsl_d2.engine.weight_average import AverageWeights
@@ -99,6 +100,7 @@ class ResumableTrainer(DefaultTrainer):
         result += [saving, hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test)]
         if comm.is_main_process():
             result.append(hooks.PeriodicWriter(build_writers(cfg, self.max_iter), period=cfg.SOLVER.LOG_PERIOD))
+        result.append(WriteRecord())
         result.append(StopOnSignal(saving, exchange=not isinstance(self._trainer, PretrainLoop)))
         return result
 
