@@ -73,7 +73,7 @@ def test_replicates_equal_pycocotools_on_the_written_out_resample(world):
         expected = coco_stats(coco, copies, "bbox")
         for metric in METRICS:
             value = np.nan if expected[metric] == -100 else expected[metric]
-            np.testing.assert_allclose(ours[metric].replicates[row], value, atol=1e-9, err_msg=f"{metric} {row}")
+            np.testing.assert_allclose(ours[metric].replicates[row], value, atol=1e-4, err_msg=f"{metric} {row}")
 
 
 def test_identical_runs_gain_exactly_nothing(world):

@@ -125,7 +125,7 @@ def _replicates(evaluation: COCOeval, counts: np.ndarray) -> np.ndarray:
     tasks = []
     for start in range(0, len(counts), _RESAMPLES_AT_A_TIME):
         chosen = slice(start, start + _RESAMPLES_AT_A_TIME)
-        weights = np.ascontiguousarray(counts[chosen].T, np.float64)
+        weights = np.ascontiguousarray(counts[chosen].T, np.float32)  # whole numbers up to 16 million are exact
         tasks += [(k, area, chosen, weights) for k in range(shape[2]) for area in range(shape[0])]
 
     def work(task) -> None:
@@ -147,7 +147,7 @@ def resampled_ap(matches: ClassMatches, weights: np.ndarray, recall_thresholds: 
 
     Args:
         matches: of the class in one area range.
-        weights: (I, B), how often each image counts.
+        weights: (I, B) float32 or float64, how often each image counts.
         recall_thresholds: COCO's 101.
 
     Returns:
@@ -165,7 +165,9 @@ def resampled_ap(matches: ClassMatches, weights: np.ndarray, recall_thresholds: 
         """(J, B): detections among the chosen ones up to each true positive."""
         place = np.flatnonzero(chosen & (interval < len(positions)))
         shape = len(positions), len(matches.images)
-        number = sparse.csr_matrix((np.full(len(place), float(sign)), (interval[place], matches.image[place])), shape)
+        number = sparse.csr_matrix(
+            (np.full(len(place), sign, weights.dtype), (interval[place], matches.image[place])), shape
+        )
         return np.cumsum(number @ weights, axis=0)
 
     reached = _thresholds_reached(objects, recall_thresholds)
@@ -181,7 +183,7 @@ def resampled_ap(matches: ClassMatches, weights: np.ndarray, recall_thresholds: 
             precision += count_up_to(more)[rows]
         if (less := base & ~counted).any():
             precision += count_up_to(less, -1)[rows]
-        precision += np.spacing(1)
+        precision += np.spacing(precision.dtype.type(1))
         cumulative_true = np.cumsum(weights[matches.image[found]], axis=0)
         np.divide(cumulative_true, precision, out=precision)
         precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]

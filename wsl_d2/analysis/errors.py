@@ -15,6 +15,8 @@ other detections are left out, missed objects do not count. Costs do not add up 
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -35,7 +37,7 @@ def error_costs(evaluation: COCOeval, counts: np.ndarray) -> dict[str, Replicate
         evaluation: of :func:`wsl_d2.analysis.matches.evaluate`.
         counts: (B, I) of :func:`wsl_d2.analysis.ap_gain.draw_counts`.
     """
-    weights = np.concatenate([np.ones((1, counts.shape[1])), counts]).T.copy()
+    weights = np.concatenate([np.ones((1, counts.shape[1])), counts]).T.astype(np.float32, order="C")
     tables = _tables(evaluation)
     as_it_is = _mean_ap([table.matches() for table in tables], evaluation, weights)
     costs = {}
@@ -49,7 +51,7 @@ def error_costs(evaluation: COCOeval, counts: np.ndarray) -> dict[str, Replicate
 def count_errors(evaluation: COCOeval) -> dict[str, int]:
     """Returns kind -> number of wrong detections, whatever their score, or of missed objects."""
     tables = [table for table in _tables(evaluation) if table.plain is not None]
-    found = {kind: sum(int((table.kind == kind).sum()) for table in tables) for kind in KINDS}
+    found = {kind: sum(int((table.kind == place).sum()) for table in tables) for place, kind in enumerate(KINDS)}
     return found | {"missed": sum(int(table.num_missed.sum()) for table in tables)}
 
 
@@ -61,7 +63,11 @@ def _tables(evaluation: COCOeval) -> list[_Table]:
 
 
 def _mean_ap(matches: list[ClassMatches | None], evaluation: COCOeval, weights: np.ndarray) -> np.ndarray:
-    found = [resampled_ap(m, weights, evaluation.params.recThrs)[0] for m in matches if m is not None]
+    def work(one: ClassMatches) -> np.ndarray:
+        return resampled_ap(one, weights, evaluation.params.recThrs)[0]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(work, [one for one in matches if one is not None]))
     values = np.array([row for row in found if not np.isnan(row[0])])
     return np.nanmean(values, axis=0) if len(values) else np.zeros(weights.shape[1])
 
@@ -84,7 +90,8 @@ class _Table:
         self.row_of = {ids[place]: row for row, place in enumerate(order)}
         for entry in entries:
             self.found |= {g for g, d in zip(entry["gtIds"], entry["gtMatches"][0], strict=True) if d}
-        self.kind = np.full(len(order), "", dtype=object)
+        self.kind = np.full(len(order), -1)  # place in KINDS
+        self.is_wrong = self.plain.counted[0] & ~self.plain.true[0]
         self.mended = np.zeros(len(order), bool)  # the detection would find an object
         self.additions: list[tuple[int, float]] = []  # (place of the image, score) of detections of another class
         self.num_missed = np.zeros(len(self.plain.images), int)
@@ -99,7 +106,7 @@ class _Table:
             return one
         if kind == "missed":
             return replace(one, num_objects=plain.num_objects - self.num_missed)
-        wrong = self.kind == kind
+        wrong = self.kind == KINDS.index(kind)
         true, counted = one.true.copy(), one.counted.copy()
         counted[0, wrong] = False
         if kind == "location":
@@ -126,12 +133,7 @@ def _classify(evaluation: COCOeval, tables: list[_Table], place: int, image: int
         rows = tables[k].row_of
         detections += [(k, d, rows[d["id"]]) for d in evaluation._dts[image, category] if d["id"] in rows]
         objects += [(k, g) for g in evaluation._gts[image, category] if not g["ignore"]]
-    wrong = []
-    for k, detection, row in detections:
-        plain = tables[k].plain
-        assert plain is not None
-        if plain.counted[0, row] and not plain.true[0, row]:
-            wrong.append((k, detection, row))
+    wrong = [item for item in detections if tables[item[0]].is_wrong[item[2]]]
     part = "segmentation" if evaluation.params.iouType == "segm" else "bbox"
     wrong.sort(key=lambda item: -item[1]["score"])
     overlaps = np.zeros((len(wrong), len(objects)))
@@ -139,34 +141,32 @@ def _classify(evaluation: COCOeval, tables: list[_Table], place: int, image: int
         overlaps = np.asarray(
             mask_api.iou([d[part] for _, d, _ in wrong], [g[part] for _, g in objects], [0] * len(objects))
         )
-    class_of = np.array([k for k, _ in objects], int)
+    same = np.array([k for k, _, _ in wrong], int)[:, None] == np.array([k for k, _ in objects], int)
+    own, other = np.where(same, overlaps, 0.0), np.where(same, 0.0, overlaps)
+    best_own, best_other = own.max(axis=1, initial=0.0), other.max(axis=1, initial=0.0)
+    near_own = best_own >= _BACKGROUND
+    kinds = np.select(
+        [near_own & (best_own < _FOREGROUND), near_own, best_other >= _FOREGROUND, best_other >= _BACKGROUND],
+        [KINDS.index(kind) for kind in ("location", "duplicate", "class", "both")],
+        KINDS.index("background"),
+    )
+    for (k, _, row), kind in zip(wrong, kinds, strict=True):
+        tables[k].kind[row] = kind
     found = {g["id"] for k, g in objects if g["id"] in tables[k].found}
-    near, taken = set(found), {"class": set(found), "location": set(found)}
-    for (k, detection, row), overlap in zip(wrong, overlaps, strict=True):
-        own = np.where(class_of == k, overlap, 0.0)
-        other = np.where(class_of != k, overlap, 0.0)
-        best_own, best_other = own.max(initial=0.0), other.max(initial=0.0)
-        table = tables[k]
-        if _BACKGROUND <= best_own < _FOREGROUND:
-            kind, best = "location", int(own.argmax())
-        elif best_own >= _FOREGROUND:
-            kind, best = "duplicate", -1
-        elif best_other >= _FOREGROUND:
-            kind, best = "class", int(other.argmax())
-        else:
-            kind, best = "both" if best_other >= _BACKGROUND else "background", -1
-        table.kind[row] = kind
-        if best < 0:
-            continue
-        target, identifier = objects[best][0], objects[best][1]["id"]
-        near.add(identifier)
-        if identifier in taken[kind]:
-            continue
-        taken[kind].add(identifier)
-        if kind == "location":
-            table.mended[row] = True
-        else:
-            tables[target].additions.append((place, detection["score"]))
+    near = set(found)
+    for name, overlap in (("location", own), ("class", other)):
+        taken = set(found)
+        for number in np.flatnonzero(kinds == KINDS.index(name)):
+            k, detection, row = wrong[number]
+            target, ground = objects[int(overlap[number].argmax())]
+            near.add(ground["id"])
+            if ground["id"] in taken:
+                continue
+            taken.add(ground["id"])
+            if name == "location":
+                tables[k].mended[row] = True
+            else:
+                tables[target].additions.append((place, detection["score"]))
     for k, ground in objects:
         if ground["id"] not in near:
             plain = tables[k].plain
