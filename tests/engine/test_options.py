@@ -50,7 +50,11 @@ def test_a_compiled_backbone_computes_the_same_under_the_same_names(datasets, wh
 
 
 def test_utilisation_and_waiting_are_recorded(datasets, tmp_path):
-    train(datasets, tmp_path, SOLVER__PEAK_TFLOPS=1.0, SOLVER__TOTAL_IMAGES=80)
+    run = train(datasets, tmp_path, SOLVER__PEAK_TFLOPS=1.0, SOLVER__TOTAL_IMAGES=80)
+    assert re.search(
+        r"80 images seen, [\d.,]+ images/s, [\d.]+% waiting for data, [\d.]+% MFU, 0 images skipped, 0 steps skipped",
+        run.stdout,
+    )
     last = merged_records(tmp_path)
     assert 0 < last["mfu_percent"] < 100 and 0 <= last["data_wait_percent"] < 100
     # 3 x 2 x multiply-adds of the network on 32 x 32 pixels, about 5e6, at the recorded speed of one process

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
@@ -164,9 +163,9 @@ class HashtagDataset(Dataset):
         shard = int(np.searchsorted(self._ends, image, side="right"))
         row = image - (int(self._ends[shard - 1]) if shard else 0)
         file, index = self._shard(shard)
-        data = os.pread(file, int(index.sizes[row]), int(index.offsets[row]))
+        data = index.read_image(file, row)
         key = index.keys[row].decode()
-        if len(data) != index.sizes[row] or (index.crc32 is not None and zlib.crc32(data) != index.crc32[row]):
+        if data is None:
             raise ShardError(
                 f"shard {self.store.place(self.table.name(shard))}: image {key!r} is not what was indexed; the shard "
                 "was altered or damaged. Restore it, or index it again and finish the dataset."

@@ -101,6 +101,13 @@ class ShardIndex:
     tar_sha256: str = ""
     source: str = ""
 
+    def read_image(self, file: int, row: int) -> bytes | None:
+        """Reads an encoded image from the open tar ``file``; None if it is no longer what was indexed."""
+        size = int(self.sizes[row])
+        data = os.pread(file, size, int(self.offsets[row]))
+        altered = len(data) != size or (self.crc32 is not None and zlib.crc32(data) != self.crc32[row])
+        return None if altered else data
+
 
 def index_path(tar_path: str | Path) -> Path:
     """Returns the index's path for a shard: ``shard-000000.tar`` -> ``shard-000000.index.npz``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from detectron2.engine import default_writers
-from detectron2.utils.events import EventWriter, get_event_storage
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage
 
 from wsl_d2.engine.schedule import ConfigError
 
@@ -37,6 +37,29 @@ class GuardedWriter(EventWriter):
                     "may be missing there. Further failures of it are not logged."
                 )
             self._has_failed = True
+
+
+class PretrainingPrinter(CommonMetricPrinter):
+    """Detectron2's line of losses, rate and time left, and one of what pretraining adds."""
+
+    # metric -> how it is printed
+    _SHOWN = {
+        "images_seen": "{:,.0f} images seen",
+        "images_per_second": "{:,.1f} images/s",
+        "data_wait_percent": "{:.1f}% waiting for data",
+        "mfu_percent": "{:.1f}% MFU",
+        "memory_gb": "{:.1f} GB",
+        "skipped_images": "{:.0f} images skipped",
+        "skipped_steps": "{:.0f} steps skipped",
+    }
+
+    def write(self) -> None:
+        super().write()
+        storage = get_event_storage()
+        latest = {name: value for name, (value, iteration) in storage.latest().items() if iteration == storage.iter}
+        if "images_seen" in latest:
+            shown = [text.format(latest[name]) for name, text in self._SHOWN.items() if name in latest]
+            self.logger.info(" " + ", ".join(shown))
 
 
 class WandbWriter(EventWriter):
@@ -85,7 +108,8 @@ def build_writers(cfg, max_iter: int) -> list[EventWriter]:
         cfg: reads OUTPUT_DIR and WANDB.
         max_iter: for the time that is left.
     """
-    writers: list[EventWriter] = list(default_writers(cfg.OUTPUT_DIR, max_iter))
+    _, *files = default_writers(cfg.OUTPUT_DIR, max_iter)  # the first one prints
+    writers: list[EventWriter] = [PretrainingPrinter(max_iter), *files]
     if cfg.WANDB.PROJECT:
         writers.append(WandbWriter(cfg.WANDB.PROJECT, cfg.OUTPUT_DIR, cfg))
     return [GuardedWriter(writer) for writer in writers]
