@@ -58,6 +58,7 @@ setup(
             "hypothesis",
             "pytest>=8",
             "pytest-timeout",
+            "pytest-xdist",
             "scikit-learn",
             "submitit",
             "timm>=1.0",

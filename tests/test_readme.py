@@ -44,8 +44,16 @@ def test_the_shard_example_runs_as_pasted(tmp_path, monkeypatch):
     assert len(dataset) == 1 and dataset.num_labels > 900
 
 
-def test_the_table_of_backbones_is_the_tools():
-    subprocess.run([sys.executable, "tools/model_zoo.py", "--check"], cwd=ROOT, check=True)
+TABLES = [
+    ["tools/model_zoo.py"],
+    ["tools/fault_matrix.py"],
+    ["tools/collect_records.py", "--records", "datasets/miniworld_results.jsonl", "--table", "datasets/README.md"],
+]
+
+
+@pytest.mark.parametrize("command", TABLES, ids=lambda command: command[0])
+def test_tables_are_what_their_tools_write(command):
+    subprocess.run([sys.executable, *command, "--check"], cwd=ROOT, check=True)
 
 
 def test_wsl_weights_in_a_detector_as_pasted(tmp_path):

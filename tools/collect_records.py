@@ -33,7 +33,7 @@ def collect(folders: list[Path], known: list[dict]) -> list[dict]:
 
 
 def table(records: list[dict], columns: list[str]) -> str:
-    chosen = [record for record in records if all(column in record["results"] for column in columns)]
+    chosen = [record for record in records if all(record["results"].get(column) is not None for column in columns)]
     if not chosen:
         names = sorted({name for record in records for name in record["results"]})
         sys.exit(f"error: no record has all of {', '.join(columns)}; there are {', '.join(names)}")

@@ -1,8 +1,8 @@
 """The linear probe's logistic regression against scikit-learn's on the same features: seconds, objective, accuracy.
 
-Features are synthetic, non-negative and correlated, as a pooled backbone gives them. Both minimise the mean cross-entropy
-plus l2 / 2 times the squared weights; scikit-learn's tolerance is lowered until its objective is as low as ours up to a
-relative 1e-5.
+Features are synthetic, non-negative and correlated, as a pooled backbone gives them. Both minimise the mean
+cross-entropy plus l2 / 2 times the squared weights; scikit-learn is given lower tolerances until its objective is
+within 1e-5 of ours.
 """
 
 import argparse

@@ -20,7 +20,8 @@ h1{font-size:1.6rem;margin:.5rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem;borde
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}tr.baseline td{background:#f2f2f2}
-img,svg{max-width:100%;height:auto}figure{margin:1rem 0}figcaption{color:#444;font-size:.9rem}
+img,svg{max-width:100%;height:auto}figure{margin:1rem 0;overflow-x:auto}
+@media(max-width:640px){figure svg{max-width:none;width:640px}}figcaption{color:#444;font-size:.9rem}
 .pictures td,.pictures th{padding:.2rem;text-align:center;border:0}.pictures img{width:205px;max-width:none}
 code,pre{font-size:.85rem;white-space:pre-wrap;overflow-wrap:anywhere}
 """
@@ -43,7 +44,8 @@ def svg_of(figure) -> str:
 def plot_gains(comparison: dict) -> str:
     """Returns an SVG: the gain of each initialisation over each baseline with its 95% interval, box and mask."""
     rows = comparison["gains"]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 0.6 + 0.75 * max(1, len(rows))), sharey=True)
+    size = (9, 1.1 + 0.75 * max(1, len(rows)))
+    figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
     names = list(comparison["runs"])
     for axis, iou_type in zip(axes, IOU_NAMES, strict=True):
         for y, row in enumerate(reversed(rows)):
@@ -61,7 +63,7 @@ def plot_gains(comparison: dict) -> str:
         axis.grid(axis="x", color="#ddd")
     axes[0].plot([], [], "o", color="#1a1a1a", label="AP")
     axes[0].plot([], [], "s", color="#1a1a1a", markerfacecolor="white", label="AP50")
-    figure.legend(loc="upper center", ncol=2, frameon=False, bbox_to_anchor=(0.5, 1.12))
+    figure.legend(loc="outside upper center", ncol=2, frameon=False)
     return svg_of(figure)
 
 

@@ -204,7 +204,8 @@ def _pictures(comparison: dict, image_folder: Path) -> list[str]:
     text = html.escape
     head = "".join(f"<th>{text(name)}</th>" for name in ["ground truth", *comparison["runs"]])
     parts = []
-    for row in comparison["gains"][:1]:
+    largest = sorted(comparison["gains"], key=lambda row: -row["bbox"]["AP"]["gain"])
+    for row in largest[:1]:
         pair = f"{text(row['candidate'])} and {text(row['baseline'])}"
         parts.append(f"<h2>Images on which {pair} differ most</h2>")
         for better, images in ((row["candidate"], row["images"]["best"]), (row["baseline"], row["images"]["worst"])):

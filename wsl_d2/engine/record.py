@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -34,7 +35,7 @@ class WriteRecord(HookBase):
             record = describe_run(trainer.cfg, trainer.identity(), getattr(trainer, "_last_eval_results", {}) or {})
             record |= {"iterations": trainer.max_iter, "hours_since_last_start": round(hours, 4)}
             path = Path(trainer.cfg.OUTPUT_DIR) / "record.json"
-            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def describe_run(cfg, identity: dict[str, str], results: dict) -> dict:
@@ -42,22 +43,27 @@ def describe_run(cfg, identity: dict[str, str], results: dict) -> dict:
 
     Args:
         cfg: of the run.
-        identity: of :func:`wsl_d2.engine.run_identity.run_identity`; its hash is the same for runs that compute the
-            same numbers.
+        identity: of :func:`wsl_d2.engine.run_identity.run_identity`; its hash, with the weights' in place of their
+            path, is the same for runs that compute the same numbers.
         results: task -> metric -> value of the last evaluation.
     """
-    text = json.dumps(identity, sort_keys=True)
+    checksum = _checksum(cfg.MODEL.WEIGHTS)
+    text = json.dumps(identity | {"MODEL.WEIGHTS": checksum or cfg.MODEL.WEIGHTS}, sort_keys=True)
     return {
         "name": os.path.basename(os.path.normpath(cfg.OUTPUT_DIR)),
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "seed": cfg.SEED,
         "data": {name: value for name, value in identity.items() if not name.isupper() and "." not in name}
         | {f"annotations of {name}": checksum for name, checksum in _annotations(cfg).items()},
-        "weights": {"path": cfg.MODEL.WEIGHTS, "sha256": _checksum(cfg.MODEL.WEIGHTS)},
+        "weights": {"path": os.path.relpath(cfg.MODEL.WEIGHTS) if checksum else cfg.MODEL.WEIGHTS, "sha256": checksum},
         "processes": comm.get_world_size(),
         "device": torch.cuda.get_device_name() if cfg.MODEL.DEVICE.startswith("cuda") else platform.machine(),
         "versions": {"python": platform.python_version()} | _versions(),
-        "results": {f"{task}/{name}": value for task, values in results.items() for name, value in values.items()},
+        "results": {
+            f"{task}/{name}": value if math.isfinite(value) else None
+            for task, values in results.items()
+            for name, value in values.items()
+        },
     }
 
 
