@@ -115,6 +115,9 @@ def test_the_tool_prints_the_table_and_writes_one_self_contained_page(runs):
     assert len(shown["best"]) == 4 and page.count("data:image/jpeg;base64,") == 3 * (4 + len(shown["worst"]))
     for heading in ("Gains", "Precision and recall", "What kinds of error cost", "by class", "held equal"):
         assert heading in page
+    (runs / "val").rename(runs / "elsewhere")
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert result.returncode == 1 and "give the folder of the evaluated images" in result.stderr
     text = (runs / "report" / "ap_gain.json").read_text()
     comparison = json.loads(text)
     assert "NaN" not in text  # JavaScript and others refuse it

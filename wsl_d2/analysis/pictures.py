@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from wsl_d2.analysis.matches import load_ground_truth
+from wsl_d2.analysis.records import RunError
 
 SCORE_SHOWN = 0.5
 
@@ -67,7 +68,11 @@ def _picture(png: bytes) -> str:
 
 
 def picture_rows(comparison: dict, image_folder: Path, image_ids: list[int]) -> str:
-    """Returns HTML table rows: ground truth beside the detections of each initialisation's first run."""
+    """Returns HTML table rows: ground truth beside the detections of each initialisation's first run.
+
+    Raises:
+        RunError: an image is not in the folder.
+    """
     coco = load_ground_truth(comparison["ground_truth"])
     names = {category["id"]: category["name"] for category in coco.dataset["categories"]}
     detections: dict[str, dict[int, list[dict]]] = {}
@@ -80,6 +85,10 @@ def picture_rows(comparison: dict, image_folder: Path, image_ids: list[int]) -> 
     rows = []
     for image_id in image_ids:
         info = coco.loadImgs(image_id)[0]
+        if not (image_folder / info["file_name"]).is_file():
+            raise RunError(
+                f"{image_folder / info['file_name']} does not exist; give the folder of the evaluated images."
+            )
         truth = [a | {"segmentation": coco.annToRLE(a)} for a in coco.imgToAnns[image_id]]
         cells = [draw_objects(image_folder / info["file_name"], truth, names)]
         for name in detections:
