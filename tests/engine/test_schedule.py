@@ -98,3 +98,9 @@ def test_an_unknown_key_is_named_with_its_nearest_neighbour(tmp_path):
         load_config("", ["SOLVER.BASELR", "1.0"])
     with pytest.raises(ConfigError, match="nowhere.yaml does not exist"):
         load_config("nowhere.yaml", [])
+
+
+def test_a_whole_number_on_the_command_line_may_stand_for_a_float():
+    cfg = load_config("", ["SOLVER.BASE_LR", "1", "SOLVER.MAX_ITER", "7", "SOLVER.TOTAL_EPOCHS", "-2"])
+    assert cfg.SOLVER.BASE_LR == 1.0 and cfg.SOLVER.MAX_ITER == 7 and cfg.SOLVER.TOTAL_EPOCHS == -2.0
+    assert isinstance(cfg.SOLVER.BASE_LR, float) and isinstance(cfg.SOLVER.MAX_ITER, int)

@@ -71,10 +71,22 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     except (KeyError, ValueError, AssertionError) as error:
         raise ConfigError(f"{config_file}: {_explain(error, cfg)}") from error
     try:
-        cfg.merge_from_list(opts)
+        cfg.merge_from_list(_whole_numbers_as_floats(cfg, opts))
     except (KeyError, ValueError, AssertionError) as error:
         raise ConfigError(f"command line: {_explain(error, cfg)}") from error
     return cfg
+
+
+def _whole_numbers_as_floats(cfg: CfgNode, opts: list[str]) -> list[str]:
+    """Lets `SOLVER.BASE_LR 1` stand for 1.0, which yacs refuses."""
+    changed = list(opts)
+    for place, (key, value) in enumerate(zip(opts[::2], opts[1::2], strict=False)):
+        node: object = cfg
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, CfgNode) else None
+        if isinstance(node, float) and value.lstrip("+-").isdecimal():
+            changed[2 * place + 1] = f"{value}.0"
+    return changed
 
 
 def _explain(error: Exception, cfg: CfgNode) -> str:
