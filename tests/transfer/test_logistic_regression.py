@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from benchmarks import probe
+from benchmarks.probe import objective
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
 
@@ -10,21 +12,7 @@ from wsl_d2.transfer import logistic_regression as module
 
 
 def network_like_features(num_images=1500, dimension=64, num_classes=10, seed=0):
-    """Correlated, non-negative features with a decaying spectrum, as a pooled backbone gives them."""
-    rng = np.random.default_rng(seed)
-    basis = np.linalg.qr(rng.normal(size=(dimension, dimension)))[0]
-    centres = rng.normal(size=(num_classes, dimension)) * 0.7
-    labels = rng.integers(0, num_classes, num_images)
-    spread = np.sqrt(np.arange(1, dimension + 1) ** -1.5) * 3
-    values = (rng.normal(size=(num_images, dimension)) + centres[labels]) * spread
-    return np.maximum(values @ basis.T + 0.2, 0).astype(np.float32), labels
-
-
-def objective(weight, bias, features, labels, l2):
-    logits = features.astype(np.float64) @ weight.T + bias
-    top = logits.max(axis=1, keepdims=True)
-    log_sum = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
-    return (log_sum - logits[np.arange(len(labels)), labels]).mean() + l2 / 2 * (weight**2).sum()
+    return probe.network_like_features(np.random.default_rng(seed), num_images, dimension, num_classes)
 
 
 def digits():

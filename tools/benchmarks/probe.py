@@ -17,7 +17,7 @@ from wsl_d2.transfer import fit_logistic_regression
 
 
 def network_like_features(rng, num_images: int, dimension: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(N, D) float32 and (N,) labels."""
+    """Correlated, non-negative features (N, D) with a decaying spectrum, and their (N,) labels."""
     basis = np.linalg.qr(rng.normal(size=(dimension, dimension)))[0]
     centres = rng.normal(size=(num_classes, dimension)) * 0.7
     labels = rng.integers(0, num_classes, num_images)

@@ -15,16 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from detectron2.config import get_cfg
 from detectron2.engine import AMPTrainer, SimpleTrainer, hooks
 from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch import nn
 
-from wsl_d2.config import add_wsl_config
 from wsl_d2.data import finish_dataset, index_shard, register_hashtag_dataset, write_shard
 from wsl_d2.data.build import collate, training_dataset
 from wsl_d2.engine.efficiency import peak_flops
+from wsl_d2.engine.main import load_config
 from wsl_d2.engine.parallel import build_sgd
 from wsl_d2.engine.trainer import WSLTrainer
 from wsl_d2.engine.writers import build_writers
@@ -33,6 +32,7 @@ from wsl_d2.modeling.complexity import multiply_adds_per_image
 
 _HASHTAGS = {"dog": "n02084071", "cat": "n02121620", "bird": "n01503061", "car": "n02958343"}
 _NEVER = 1 << 40
+_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "Base-Hashtag-Pretraining.yaml"
 
 
 def write_dataset(folder: Path, num_images: int) -> None:
@@ -50,25 +50,16 @@ def write_dataset(folder: Path, num_images: int) -> None:
 
 
 def make_config(args, folder: Path):
-    cfg = get_cfg()
-    add_wsl_config(cfg)
-    cfg.MODEL.META_ARCHITECTURE = "HashtagClassifier"
+    cfg = load_config(str(_CONFIG), [])
     cfg.MODEL.BACKBONE.NAME = f"build_{args.architecture}_backbone"
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    cfg.MODEL.RESNETS.NORM = "BN"
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
-    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
     cfg.MODEL.HASHTAG_CLASSIFIER.NUM_CLASSES = args.classes
     cfg.MODEL.COMPILE.ENABLED = args.compile
-    cfg.INPUT.FORMAT = "RGB"
     cfg.INPUT.RANDOM_RESIZED_CROP.SIZE = args.size
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("benchmark",), ()
     cfg.SOLVER.IMS_PER_BATCH = cfg.SOLVER.IMS_PER_MICRO_BATCH = args.batch_size
     cfg.SOLVER.MAX_ITER = cfg.SOLVER.CHECKPOINT_PERIOD = _NEVER
     cfg.SOLVER.BASE_LR = 1e-3
-    cfg.SOLVER.NESTEROV = True
     cfg.SOLVER.AMP.ENABLED = torch.cuda.is_available()
     cfg.OUTPUT_DIR = str(folder / "out")
     os.makedirs(cfg.OUTPUT_DIR)

@@ -9,12 +9,12 @@ import os
 import re
 import threading
 import zipfile
-from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from wsl_d2.checkpoint import read_pkl
+from wsl_d2.data.shards import sha256_of
 
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 
@@ -41,19 +41,10 @@ def find_damage(path: str) -> str | None:
             expected = file.read().split()
     except FileNotFoundError:
         return _find_damage_by_crc(path)
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+    found = sha256_of(path)
     if not expected or found != expected[0]:
         return f"its SHA-256 is {found}, {checksum_path(path)} says {expected[0] if expected else 'nothing'}"
     return None
-
-
-def _digest(file) -> str:
-    """``hashlib.file_digest`` of Python 3.11."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _find_damage_by_crc(path: str) -> str | None:
@@ -287,5 +278,4 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Points ``last_checkpoint`` at a file, atomically."""
-        path = Path(self.save_dir) / "last_checkpoint"
-        _write_text(str(path), last_filename_basename)
+        _write_text(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)

@@ -32,7 +32,7 @@ class WriteRecord(HookBase):
         trainer = self.trainer
         if comm.is_main_process() and trainer.iter >= trainer.max_iter:
             hours = (time.time() - self._start) / 3600
-            record = describe_run(trainer.cfg, trainer.identity(), getattr(trainer, "_last_eval_results", {}) or {})
+            record = describe_run(trainer.cfg, trainer.identity, getattr(trainer, "_last_eval_results", {}) or {})
             record |= {"iterations": trainer.max_iter, "hours_since_last_start": round(hours, 4)}
             path = Path(trainer.cfg.OUTPUT_DIR) / "record.json"
             path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")

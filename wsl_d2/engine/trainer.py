@@ -8,6 +8,7 @@ import os
 import shutil
 import weakref
 from collections import OrderedDict
+from functools import cached_property
 
 import torch
 from detectron2.data import MetadataCatalog
@@ -125,13 +126,14 @@ class ResumableTrainer(DefaultTrainer):
         if isinstance(self._trainer, PretrainLoop):
             self._trainer.prepare_saving()
 
+    @cached_property
     def identity(self) -> dict[str, str]:
         """What must be equal for a checkpoint to be continued, name -> value."""
         return run_identity(self.cfg)
 
     def state_dict(self) -> dict:
         return super().state_dict() | {
-            "identity": self.identity(),
+            "identity": self.identity,
             "random_states": self._random_states,
             "world_size": comm.get_world_size(),
         }
@@ -139,7 +141,7 @@ class ResumableTrainer(DefaultTrainer):
     def load_state_dict(self, state_dict: dict) -> None:
         check_identity(
             state_dict["identity"],
-            self.identity(),
+            self.identity,
             self.cfg.OUTPUT_DIR if comm.is_main_process() else "",
             self.override_resume,
             state_dict["iteration"],
@@ -246,6 +248,7 @@ class WSLTrainer(ResumableTrainer):
             timeout_seconds=cfg.SOLVER.PROCESS_TIMEOUT_SECONDS,
         )
 
+    @cached_property
     def identity(self) -> dict[str, str]:
         dataset = training_dataset(self.cfg)
         facts = {
