@@ -30,7 +30,7 @@ def test_version():
 
 
 def test_tools_of_shards_start_without_torch():
-    code = "import sys, wsl_d2.data.make, wsl_d2.data.verify; print('torch' in sys.modules)"
+    code = "import sys, wsl_d2.data.write.posts, wsl_d2.data.write.verify; print('torch' in sys.modules)"
     environment = os.environ | {"WSL_D2_REGISTER": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "False", done.stderr

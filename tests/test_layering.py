@@ -12,6 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED_ROOMS = {
     "hashtags": set(),
     "analysis": set(),
+    "study": {"analysis"},
+    "report": {"analysis", "study"},
+    "duplicates": {"data"},
     "config": set(),
     "data": {"hashtags", "config"},
     "modeling": {"config"},
@@ -25,6 +28,7 @@ ALLOWED_ROOMS = {
 ALLOWED_LIBRARIES = {
     "hashtags": {"nltk", "numpy", "emoji", "symspellpy", "daft", "pyarrow", "fsspec", "tqdm", "matplotlib"},
     "analysis": {"numpy", "scipy", "pycocotools", "matplotlib", "PIL", "yaml", "submitit"},
+    "study": {"numpy", "scipy", "yaml", "submitit"},
 }
 FORBIDDEN_MODULES = {"pkg_resources", "model_zoo"}
 FORBIDDEN_ARGUMENTS = {("weights_only", False), ("allow_pickle", True)}
@@ -146,7 +150,7 @@ def test_a_wrong_import_is_found(path, source, violation):
         ("wsl_d2/data/a.py", "import torch\nfrom ..hashtags import Vocabulary\nfrom . import shards"),
         ("wsl_d2/analysis/__init__.py", "from .ap_gain import paired_bootstrap\nimport json, numpy"),
         ("wsl_d2/__init__.py", "from . import modeling\nfrom .config import add_wsl_config"),
-        ("wsl_d2/engine/main.py", "from wsl_d2.data.build import build_train_loader"),
+        ("wsl_d2/engine/main.py", "from wsl_d2.data.read.loaders import build_train_loader"),
     ],
 )
 def test_a_right_import_is_not(path, source):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from wsl_d2.analysis.study import Study, StudyError
-from wsl_d2.analysis.study_report import analyse, format_text
-from wsl_d2.analysis.study_runner import describe_plan, run_locally, run_on_cluster
+from wsl_d2.report.study import analyse, format_text
+from wsl_d2.study.runner import describe_plan, run_locally, run_on_cluster
+from wsl_d2.study.study import Study, StudyError
 
 ROOT = Path(__file__).parents[1]
 TOY = """

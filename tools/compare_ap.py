@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from wsl_d2.analysis import RunError, compare_runs
 from wsl_d2.analysis.records import without_nan
-from wsl_d2.analysis.report import describe_gain, format_cell, write_report
+from wsl_d2.report.comparison import describe_gain, format_cell, write_report
 
 
 def named(text: str) -> tuple[str, Path]:

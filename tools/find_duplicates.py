@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from wsl_d2.data import HashtagDataset, ShardError
-from wsl_d2.data.duplicates import (
+from wsl_d2.duplicates.duplicates import (
     DuplicateError,
     DuplicateFinder,
     contact_sheet,

@@ -10,8 +10,8 @@ import sys
 
 os.environ.setdefault("WSL_D2_REGISTER", "0")
 
-from wsl_d2.data.make import index_shards
 from wsl_d2.data.shards import ShardError
+from wsl_d2.data.write.posts import index_shards
 from wsl_d2.hashtags import Vocabulary, VocabularyError
 
 

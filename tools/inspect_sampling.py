@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from wsl_d2.data import ShardError, register_datasets
-from wsl_d2.data.build import training_dataset, training_distribution
-from wsl_d2.data.resampling import EpochDistribution
+from wsl_d2.data.order.resampling import EpochDistribution
+from wsl_d2.data.read.loaders import training_dataset, training_distribution
 from wsl_d2.engine.main import load_config
 from wsl_d2.engine.schedule import ConfigError
 from wsl_d2.hashtags import Vocabulary, VocabularyError

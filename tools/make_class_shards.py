@@ -15,8 +15,8 @@ from pathlib import Path
 
 os.environ.setdefault("WSL_D2_REGISTER", "0")
 
-from wsl_d2.data.class_folders import make_class_shards
 from wsl_d2.data.shards import ShardError
+from wsl_d2.data.write.class_folders import make_class_shards
 from wsl_d2.hashtags import Vocabulary, VocabularyError
 
 

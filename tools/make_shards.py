@@ -11,10 +11,10 @@ import sys
 
 os.environ.setdefault("WSL_D2_REGISTER", "0")
 
-from wsl_d2.data.make import IMAGE_CHECKS, make_shards
+from wsl_d2.data.posts.readers import FORMATS, CorpusError
 from wsl_d2.data.shards import ShardError
+from wsl_d2.data.write.posts import IMAGE_CHECKS, make_shards
 from wsl_d2.hashtags import Vocabulary, VocabularyError
-from wsl_d2.hashtags.posts import FORMATS, CorpusError
 
 
 def main() -> None:

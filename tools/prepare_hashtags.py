@@ -17,9 +17,9 @@ from pathlib import Path
 
 os.environ.setdefault("WSL_D2_REGISTER", "0")  # no torch here
 
+from wsl_d2.data.posts.count import CorpusOptions, prepare_hashtags
+from wsl_d2.data.posts.readers import FORMATS
 from wsl_d2.hashtags import AMBIGUOUS_POLICIES
-from wsl_d2.hashtags.corpus import CorpusOptions, prepare_hashtags
-from wsl_d2.hashtags.posts import FORMATS
 
 
 def share(part: int, whole: int) -> str:

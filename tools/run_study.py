@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from wsl_d2.analysis.records import RunError
-from wsl_d2.analysis.study import Study, StudyError
-from wsl_d2.analysis.study_report import analyse, format_text, write_report
-from wsl_d2.analysis.study_runner import describe_plan, run_locally, run_on_cluster
+from wsl_d2.report.study import analyse, format_text, write_report
+from wsl_d2.study.runner import describe_plan, run_locally, run_on_cluster
+from wsl_d2.study.study import Study, StudyError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,7 +13,7 @@ import sys
 os.environ.setdefault("WSL_D2_REGISTER", "0")
 
 from wsl_d2.data.shards import ShardError
-from wsl_d2.data.verify import summarise, verify_dataset
+from wsl_d2.data.write.verify import summarise, verify_dataset
 from wsl_d2.hashtags import VocabularyError
 
 _SHOWN = 20

@@ -7,8 +7,8 @@ import webdataset
 from toy_data import TOY_HASHTAGS, jpeg, write_hashtag_folder
 
 from wsl_d2.data import HashtagDataset, ShardError, finish_dataset, index_shard, write_shard
-from wsl_d2.data.build import collate
-from wsl_d2.data.mapper import HashtagMapper
+from wsl_d2.data.read.loaders import collate
+from wsl_d2.data.read.mapper import HashtagMapper
 from wsl_d2.data.shards import read_index
 from wsl_d2.hashtags import Vocabulary, load_wordnet
 

@@ -107,7 +107,7 @@ def test_a_hanging_process_ends_itself_with_its_stack(datasets, tmp_path, surviv
 STALLS = (
     INJECT
     + """
-from wsl_d2.data.dataset import HashtagDataset
+from wsl_d2.data.read.dataset import HashtagDataset
 item = HashtagDataset.__getitem__
 HashtagDataset.__getitem__ = lambda self, place: time.sleep(600) if place[1] >= 72 else item(self, place)
 run_command_line()

@@ -27,7 +27,7 @@ from torchvision import datasets, transforms
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
-from wsl_d2.data.mapper import HashtagMapper, sample_crop
+from wsl_d2.data.read.mapper import HashtagMapper, sample_crop
 
 SIZES = ((500, 375), (1080, 1080))
 CROP = 224

@@ -18,8 +18,8 @@ os.environ.setdefault("WSL_D2_REGISTER", "0")
 import numpy as np
 from scipy.stats import chi2
 
-from wsl_d2.data.resampling import fixed_point, largest_factors, repeat_factors
-from wsl_d2.data.sampler import HashtagSampler
+from wsl_d2.data.order.resampling import fixed_point, largest_factors, repeat_factors
+from wsl_d2.data.order.sampler import HashtagSampler
 
 _TEMPLATES = 64
 _MB = 1e6
@@ -50,7 +50,7 @@ class SimulatedIndex:
         return (np.array(counts) * self.times[:, None]).sum(0)
 
     def totals(self, threshold: float, mode: str) -> np.ndarray:
-        """What :func:`wsl_d2.data.resampling.shard_totals` would read from every shard."""
+        """What :func:`wsl_d2.data.order.resampling.shard_totals` would read from every shard."""
         factors = fixed_point(repeat_factors(self.hashtag_counts() / self.num_images, threshold, mode))
         sums = np.array([largest_factors(self.indptr, template, factors).sum() for template in self.templates])
         return sums[np.arange(len(self.first_image) - 1) % _TEMPLATES]

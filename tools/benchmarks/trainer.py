@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 
 from wsl_d2.data import finish_dataset, index_shard, register_hashtag_dataset, write_shard
-from wsl_d2.data.build import collate, training_dataset
+from wsl_d2.data.read.loaders import collate, training_dataset
 from wsl_d2.engine.efficiency import peak_flops
 from wsl_d2.engine.main import load_config
 from wsl_d2.engine.parallel import build_sgd

@@ -9,37 +9,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsl_d2.data.build import build_hashtag_test_loader, build_hashtag_train_loader
-    from wsl_d2.data.catalog import register_coco_dataset, register_datasets, register_hashtag_dataset
-    from wsl_d2.data.dataset import HashtagDataset
-    from wsl_d2.data.detection import build_resumable_detection_train_loader
-    from wsl_d2.data.make import index_shards, make_shards
-    from wsl_d2.data.resampling import image_repeat_factors, repeat_factors
-    from wsl_d2.data.sampler import HashtagSampler
+    from wsl_d2.data.order.resampling import image_repeat_factors, repeat_factors
+    from wsl_d2.data.order.sampler import HashtagSampler
+    from wsl_d2.data.read.catalog import register_coco_dataset, register_datasets, register_hashtag_dataset
+    from wsl_d2.data.read.dataset import HashtagDataset
+    from wsl_d2.data.read.detection import build_resumable_detection_train_loader
+    from wsl_d2.data.read.loaders import build_hashtag_test_loader, build_hashtag_train_loader
     from wsl_d2.data.shards import HashtagIndex, ShardedIndex, ShardError, finish_dataset, index_shard, write_shard
-    from wsl_d2.data.verify import verify_dataset
-    from wsl_d2.data.views import make_view
+    from wsl_d2.data.write.posts import index_shards, make_shards
+    from wsl_d2.data.write.verify import verify_dataset
+    from wsl_d2.data.write.views import make_view
 
 _MODULE_OF = {
-    "HashtagDataset": "dataset",
+    "HashtagDataset": "read.dataset",
     "HashtagIndex": "shards",
-    "HashtagSampler": "sampler",
+    "HashtagSampler": "order.sampler",
     "ShardError": "shards",
     "ShardedIndex": "shards",
-    "build_hashtag_test_loader": "build",
-    "build_hashtag_train_loader": "build",
-    "build_resumable_detection_train_loader": "detection",
+    "build_hashtag_test_loader": "read.loaders",
+    "build_hashtag_train_loader": "read.loaders",
+    "build_resumable_detection_train_loader": "read.detection",
     "finish_dataset": "shards",
-    "image_repeat_factors": "resampling",
+    "image_repeat_factors": "order.resampling",
     "index_shard": "shards",
-    "index_shards": "make",
-    "make_shards": "make",
-    "make_view": "views",
-    "register_coco_dataset": "catalog",
-    "register_datasets": "catalog",
-    "register_hashtag_dataset": "catalog",
-    "repeat_factors": "resampling",
-    "verify_dataset": "verify",
+    "index_shards": "write.posts",
+    "make_shards": "write.posts",
+    "make_view": "write.views",
+    "register_coco_dataset": "read.catalog",
+    "register_datasets": "read.catalog",
+    "register_hashtag_dataset": "read.catalog",
+    "repeat_factors": "order.resampling",
+    "verify_dataset": "write.verify",
     "write_shard": "shards",
 }
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsl_d2.data.sampler import mix64
+from wsl_d2.data.order.sampler import mix64
 from wsl_d2.data.shards import HashtagIndex
 
 _MAX_DRAWS = 1000

@@ -24,8 +24,8 @@ from filelock import FileLock, Timeout
 from wsl_d2.checkpoint import DownloadError, IncompleteLoadError, PixelStatisticsError
 from wsl_d2.config import add_wsl_config
 from wsl_d2.data import ShardError
-from wsl_d2.data.build import WorkerError, build_sampler, get_hashtag_dataset, training_dataset
-from wsl_d2.data.catalog import register_datasets
+from wsl_d2.data.read.catalog import register_datasets
+from wsl_d2.data.read.loaders import WorkerError, build_sampler, get_hashtag_dataset, training_dataset
 from wsl_d2.engine.agreement import LostProcessError
 from wsl_d2.engine.checkpointer import AtomicCheckpointer, DamagedCheckpointError
 from wsl_d2.engine.dry_run import dry_run

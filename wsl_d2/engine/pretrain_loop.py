@@ -17,7 +17,7 @@ from detectron2.utils.events import get_event_storage
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
-from wsl_d2.data.device_decode import decode_batch
+from wsl_d2.data.read.device_decode import decode_batch
 from wsl_d2.engine.agreement import Agreement, Heartbeat
 from wsl_d2.engine.batch_norm import GroupStatistics
 

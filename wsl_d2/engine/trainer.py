@@ -24,7 +24,7 @@ from wsl_d2.checkpoint import (
     read_checkpoint,
 )
 from wsl_d2.data import build_hashtag_test_loader, build_hashtag_train_loader, build_resumable_detection_train_loader
-from wsl_d2.data.build import build_sampler, explaining_workers, training_dataset
+from wsl_d2.data.read.loaders import build_sampler, explaining_workers, training_dataset
 from wsl_d2.engine.agreement import Agreement
 from wsl_d2.engine.batch_norm import average_over_processes, running_statistics
 from wsl_d2.engine.checkpointer import AtomicCheckpointer

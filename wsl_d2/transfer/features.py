@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from wsl_d2.data import HashtagDataset
-from wsl_d2.data.build import collate
+from wsl_d2.data.read.loaders import collate
 from wsl_d2.modeling import HashtagClassifier
 
 _BATCHES_BETWEEN_FLUSHES = 50

@@ -1,0 +1,132 @@
+"""Class folders and tars of them become shards that training, fine-tuning and probing read."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_data import jpeg
+from training_runs import merged_records, train
+
+from wsl_d2.data import HashtagDataset, ShardError
+from wsl_d2.data.write.class_folders import class_vocabulary, list_images, make_class_shards
+
+ROOT = Path(__file__).parents[3]
+CLASSES = ["n01440764", "001.Black_footed_Albatross", "a/abbey", "001-black footed albatross"]
+
+
+@pytest.fixture()
+def folder(tmp_path):
+    root = tmp_path / "pictures"
+    for number in range(24):
+        path = root / CLASSES[number % 4] / f"img.{number}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(number))
+        (path.parent / "readme.txt").write_text("no image")
+    return root
+
+
+def contents(shards) -> dict[str, tuple[bytes, str]]:
+    dataset = HashtagDataset(shards)
+    vocabulary = json.loads((shards / "vocabulary.json").read_text())
+    names = [label["synset"] for label in vocabulary["labels"]] if "labels" in vocabulary else vocabulary["synsets"]
+    samples = [dataset[i] for i in range(len(dataset))]
+    assert all(len(sample["labels"]) == 1 for sample in samples)
+    return {sample["key"].split("-")[0]: (sample["image"], names[sample["labels"][0]]) for sample in samples}
+
+
+def test_every_image_gets_the_label_of_its_folder(folder, tmp_path):
+    manifest = make_class_shards(folder, tmp_path / "out", images_per_shard=10, workers=2)
+    assert manifest["num_images"] == 24 and manifest["num_labels"] == 4 and manifest["rejected"] == 0
+    assert [shard["num_images"] for shard in manifest["shards"]] == [10, 10, 4]
+    images = list_images(folder)
+    expected = {f"{n:08d}": (image.read(), image.label) for n, image in enumerate(images)}
+    assert contents(tmp_path / "out") == expected
+    first = HashtagDataset(tmp_path / "out").index.labels[:10]
+    assert len(np.unique(first)) > 1  # a shard mixes the classes
+
+
+def test_tars_and_tars_of_tars_are_the_folder(folder, tmp_path):
+    plain, nested = tmp_path / "plain.tar", tmp_path / "nested.tar"
+    with tarfile.open(plain, "w") as tar:
+        tar.add(folder, arcname=".")
+    with tarfile.open(nested, "w") as outer:
+        for name in CLASSES:
+            buffer = io.BytesIO()
+            with tarfile.open(fileobj=buffer, mode="w") as inner:
+                for path in (folder / name).glob("*.JPEG"):
+                    inner.add(path, arcname=path.name)
+            member = tarfile.TarInfo(f"{name}.tar")
+            member.size = buffer.tell()
+            outer.addfile(member, io.BytesIO(buffer.getvalue()))
+    expected = [(image.label, image.name, image.read()) for image in list_images(folder)]
+    for tar in (plain, nested):
+        assert [(image.label, image.name, image.read()) for image in list_images(tar)] == expected
+
+
+def test_names_that_mean_the_same_stay_two_classes():
+    vocabulary = class_vocabulary("v", CLASSES)
+    assert vocabulary.synsets == tuple(sorted(CLASSES))
+    assert len({group[0] for group in vocabulary.hashtags}) == 4
+
+
+def test_a_repeated_call_writes_nothing_and_a_changed_one_only_what_changed(folder, tmp_path):
+    out = tmp_path / "out"
+    first = make_class_shards(folder, out, images_per_shard=10)
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    assert make_class_shards(folder, out, images_per_shard=10) == first
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")} == times
+    (out / "shard-000001.tar").unlink()
+    assert make_class_shards(folder, out, images_per_shard=10) == first
+    again = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    assert [name for name in sorted(times) if again[name] != times[name]] == ["shard-000001.tar"]
+
+
+def test_damaged_images_are_listed(folder, tmp_path):
+    (folder / CLASSES[0] / "broken.jpg").write_bytes(b"<html>")
+    manifest = make_class_shards(folder, tmp_path / "out")
+    assert manifest["num_images"] == 24 and manifest["rejected"] == 1
+    row = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
+    assert row["file"] == f"{CLASSES[0]}/broken.jpg" and row["reason"].startswith("unknown format")
+    assert make_class_shards(folder, tmp_path / "out")["rejected"] == 1
+
+
+def test_mistakes_are_named(folder, tmp_path):
+    with pytest.raises(ShardError, match="does not exist"):
+        make_class_shards(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(ShardError, match="class 'a/abbey' is none of the 1 classes asked for"):
+        make_class_shards(folder, tmp_path / "out", vocabulary=class_vocabulary("v", [CLASSES[0]]), files=[
+            "a/abbey/img.2.JPEG"
+        ])  # fmt: skip
+    with pytest.raises(ShardError, match="has no 'x.jpg', nor 0 others"):
+        list_images(folder, ["x.jpg"])
+    with pytest.raises(ShardError, match="lies outside of any class; give the folder"):
+        list_images(folder / "a" / "abbey")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ShardError, match="holds no image"):
+        list_images(tmp_path / "empty")
+
+
+def test_fine_tuning_through_the_tools(folder, datasets, tmp_path):
+    names = [image.name for image in list_images(folder)]
+    (tmp_path / "train.txt").write_text("\n".join(names[::2]) + "\n")
+    for split, extra in (
+        ("train", ["--files", tmp_path / "train.txt"]),
+        ("val", ["--classes-of", tmp_path / "d/train"]),
+    ):
+        command = [sys.executable, ROOT / "tools" / "make_class_shards.py", folder, "--output", tmp_path / "d" / split]
+        done = subprocess.run([*map(str, command + extra)], capture_output=True, text=True, env=os.environ)
+        assert done.returncode == 0, done.stderr
+    assert "24 images of 4 classes in 1 shards; 0 rejected" in done.stdout
+    train(datasets, tmp_path / "pretrained", SOLVER__TOTAL_IMAGES=48)
+    folders = "[['c_train', 'd/train'], ['c_val', 'd/val']]"
+    options = {"DATASETS__HASHTAG_FOLDERS": folders, "DATASETS__TRAIN": "('c_train',)", "DATASETS__TEST": "('c_val',)"}
+    options |= {"DATALOADER__RESAMPLING__MODE": "natural", "SOLVER__TOTAL_IMAGES": 48}
+    weights = str(tmp_path / "pretrained" / "backbone.pth")
+    train(tmp_path, tmp_path / "out", MODEL__WEIGHTS=weights, **options)
+    assert merged_records(tmp_path / "out")["hashtag/num_images"] == 24

@@ -1,0 +1,1 @@
+"""Order of the images: resampling and the sampler."""

@@ -1,0 +1,1 @@
+"""Tables and tars of tagged posts: reading them, counting their hashtags."""

@@ -1,0 +1,1 @@
+"""Shards -> batches: store, dataset, decoding, mapper, loaders, registration."""

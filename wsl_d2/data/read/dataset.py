@@ -1,0 +1,196 @@
+"""HashtagDataset: map-style access to the labelled images of a folder of shards."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from wsl_d2.data.noise import LabelNoise
+from wsl_d2.data.read.mapper import DamagedImageError, HashtagMapper
+from wsl_d2.data.read.store import ShardStore
+from wsl_d2.data.shards import (
+    HashtagIndex,
+    ShardedIndex,
+    ShardError,
+    ShardIndex,
+    ShardTable,
+    check_shards,
+    index_path,
+    read_index,
+    read_manifest,
+)
+
+_MAX_OPEN_SHARDS = 128
+_MAX_REPLACEMENTS = 100
+
+
+class HashtagDataset(Dataset):
+    """The labelled images of a folder of shards, by number.
+
+    ``dataset[i]`` or ``dataset[i, position]`` gives a dict with "image" (uint8 (3, H, W), or the encoded bytes
+    without a mapper), "labels" ((k,) int64), "key" (str) and "skipped" (list of (key, reason)): an image that cannot
+    be decoded is replaced by the next one in the dataset and listed there, so that it can be counted. One that is no
+    longer what was indexed is an error.
+
+    Opening reads the manifest alone; a shard and its index are opened when its first image is asked for, and the 128
+    last used stay open. The object pickles to its folder and mapper, so that worker processes open files of their own.
+
+    Args:
+        folder: with ``manifest.json``, ``vocabulary.json`` and the shards; a path or a URL of fsspec.
+        mapper: turns encoded bytes into a crop.
+        seed: together with the position it seeds each crop.
+
+    Attributes:
+        noise: replaces labels as they are read, in ``index`` too; set before either is.
+        store: where the shards come from.
+        folder: local, with ``manifest.json`` and ``vocabulary.json``.
+
+    Raises:
+        ShardError: see :func:`wsl_d2.data.shards.read_manifest`.
+    """
+
+    def __init__(self, folder: str | Path, mapper: HashtagMapper | None = None, seed: int = 0):
+        self.store = ShardStore(folder)
+        for name in ("manifest.json", "vocabulary.json"):
+            self.store.path(name, fresh=True)
+        self.folder = self.store.folder
+        self.mapper = mapper
+        self.seed = seed
+        self.noise: LabelNoise | None = None
+        self.manifest = read_manifest(self.folder)
+        self.table = ShardTable.from_manifest(self.manifest)
+        del self.manifest["shards"]  # hundreds of megabytes where there are many; the table holds what is needed
+        self._ends = np.cumsum(self.table.num_images)
+        self._open: OrderedDict[int, tuple[int, ShardIndex]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self.manifest["num_images"]
+
+    def __getstate__(self) -> dict:
+        state = self.__dict__.copy()
+        state.pop("index", None)
+        return state | {"_open": OrderedDict()}
+
+    @property
+    def vocabulary_checksum(self) -> str:
+        return self.manifest["vocabulary_checksum"]
+
+    @property
+    def num_labels(self) -> int:
+        return self.manifest["num_labels"]
+
+    def read_index(self, shard: int, mapped: bool = False) -> ShardIndex:
+        """Reads the index of a shard; ``mapped``: see :func:`wsl_d2.data.shards.read_index`.
+
+        Raises:
+            ShardError: it is missing, damaged or does not belong to the manifest.
+        """
+        name = self.table.name(shard)
+        self.store.path(index_path(name).name)
+        index = read_index(self.folder / name, self.vocabulary_checksum, mapped)
+        if len(index.keys) != self.table.num_images[shard]:
+            raise ShardError(
+                f"{self.store.place(index_path(name).name)} has {len(index.keys)} images, the manifest says "
+                f"{self.table.num_images[shard]}; index the shard and finish the dataset again."
+            )
+        return index
+
+    @property
+    def sharded_index(self) -> ShardedIndex:
+        """The labels of all images, read from one shard's index at a time."""
+        counts = np.array(self.manifest["hashtag_counts"], np.int64)
+        return ShardedIndex(self.read_index, self.table.num_images, counts, self.noise)
+
+    @cached_property
+    def index(self) -> HashtagIndex:
+        """The labels of all images in memory; reads every shard's index."""
+        return self.sharded_index.load()
+
+    def check_shards(self) -> None:
+        """Raises ShardError that lists each shard which is missing or has another size than the manifest says.
+
+        Nothing is asked of a store: there, a shard is checked as a whole when it is copied.
+        """
+        if not self.store.is_remote:
+            check_shards(self.folder, self.table)
+
+    def fetch(self, shard: int) -> Path:
+        """Returns the local path of a shard, copied from the store where need be."""
+        return self.store.path(self.table.name(shard), self.table.hex_digest(shard))
+
+    def _shard(self, shard: int) -> tuple[int, ShardIndex]:
+        """An open file of the shard, and its index."""
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        index = self.read_index(shard, mapped=True)
+        try:
+            file = self._open_file(shard)
+            num_bytes = os.fstat(file).st_size
+        except OSError as error:
+            place = self.store.place(self.table.name(shard))
+            raise ShardError(f"shard {place} cannot be opened: {error.strerror}.") from error
+        if num_bytes != self.table.num_bytes[shard]:
+            os.close(file)
+            raise ShardError(
+                f"shard {self.store.place(self.table.name(shard))} has {num_bytes} bytes, the manifest says "
+                f"{self.table.num_bytes[shard]}; write or download it again."
+            )
+        if len(self._open) >= _MAX_OPEN_SHARDS:
+            os.close(self._open.popitem(last=False)[1][0])
+        self._open[shard] = file, index
+        return file, index
+
+    def _open_file(self, shard: int) -> int:
+        for _ in range(10):
+            try:
+                return os.open(self.fetch(shard), os.O_RDONLY)
+            except FileNotFoundError:  # another process needed its room in the cache; it is copied once more
+                if not self.store.is_remote:
+                    raise
+        raise ShardError(
+            f"{self.store.place(self.table.name(shard))} is dropped from the cache before it can be read; raise "
+            f"DATALOADER.SHARD_CACHE_GB (now {self.store.cache_bytes / 1e9:g}) or lower "
+            "DATALOADER.SHUFFLE_WINDOW_SHARDS."
+        )
+
+    def _read(self, image: int) -> tuple[str, bytes, np.ndarray]:
+        shard = int(np.searchsorted(self._ends, image, side="right"))
+        row = image - (int(self._ends[shard - 1]) if shard else 0)
+        file, index = self._shard(shard)
+        data = index.read_image(file, row)
+        key = index.keys[row].decode()
+        if data is None:
+            raise ShardError(
+                f"shard {self.store.place(self.table.name(shard))}: image {key!r} is not what was indexed; the shard "
+                "was altered or damaged. Restore it, or index it again and finish the dataset."
+            )
+        labels = index.labels[index.indptr[row] : index.indptr[row + 1]]
+        if self.noise:
+            labels = self.noise.replace(np.array([0, len(labels)]), labels, image)
+        return key, data, labels.astype(np.int64)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict:
+        image, position = item if isinstance(item, tuple) else (item, item)
+        if not 0 <= image < len(self):
+            raise IndexError(f"image {image} of {len(self)} in {self.folder}")
+        skipped: list[tuple[str, str]] = []
+        for replacement in range(min(_MAX_REPLACEMENTS, len(self))):
+            key, data, labels = self._read((image + replacement) % len(self))
+            if self.mapper is None:
+                return {"image": data, "labels": labels, "key": key, "skipped": skipped}
+            try:
+                pixels = self.mapper(data, np.random.Generator(np.random.Philox(key=[self.seed, position])))
+            except DamagedImageError as error:
+                skipped.append((key, str(error)))
+                continue
+            return {"image": pixels, "labels": labels, "key": key, "skipped": skipped}
+        raise ShardError(
+            f"{self.folder}: {len(skipped)} images in a row cannot be decoded, the first {skipped[0][0]!r} "
+            f"({skipped[0][1]}); verify the shards."
+        )

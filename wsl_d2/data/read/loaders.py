@@ -1,0 +1,289 @@
+"""Train and test loaders of hashtag images: dataset + sampler + mapper -> batches.
+
+A batch is a dict: "image" (N, 3, H, W) uint8 or an EncodedBatch (device_decode.py), "labels" (K,) int64, "image_index"
+(K,) int64 saying which of the N images each label belongs to, "keys" (N,) list of str, "skipped" list of (key, reason).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from iopath.common.file_io import get_cache_dir
+from torch.utils.data import DataLoader, default_collate
+
+from wsl_d2.data.noise import LabelNoise
+from wsl_d2.data.order.resampling import EpochDistribution, epoch_distribution
+from wsl_d2.data.order.sampler import HashtagSampler
+from wsl_d2.data.read.dataset import HashtagDataset
+from wsl_d2.data.read.device_decode import EncodedBatch, EncodedCrop
+from wsl_d2.data.read.mapper import HashtagMapper
+from wsl_d2.data.shards import write_atomically
+
+MAX_FULLY_SHUFFLED_IMAGES = 200_000_000
+_READS_AHEAD = 4  # shards of a store copied at a time by each process
+
+
+def collate(samples: list[dict]) -> dict:
+    """Stacks N samples of :class:`HashtagDataset` into one batch."""
+    counts = [len(sample["labels"]) for sample in samples]
+    crops = [sample["image"] for sample in samples]
+    if any(isinstance(crop, EncodedCrop) for crop in crops):
+        images = EncodedBatch(crops)
+    else:
+        # In a worker, torch stacks straight into the shared memory that the batch is handed over in.
+        images = default_collate([torch.from_numpy(crop) for crop in crops])
+    return {
+        "image": images,
+        "labels": torch.from_numpy(np.concatenate([sample["labels"] for sample in samples])),
+        "image_index": torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
+        "keys": [sample["key"] for sample in samples],
+        "skipped": [entry for sample in samples for entry in sample["skipped"]],
+    }
+
+
+def get_hashtag_dataset(name: str) -> HashtagDataset:
+    """Returns the registered hashtag dataset of that name.
+
+    Raises:
+        ValueError: the name belongs to something else.
+        KeyError: it is not registered (Detectron2's message lists the known names).
+    """
+    dataset = DatasetCatalog.get(name)
+    if not isinstance(dataset, HashtagDataset):
+        raise ValueError(
+            f"dataset {name!r} is no hashtag dataset; register it through DATASETS.HASHTAG_FOLDERS or "
+            "wsl_d2.data.read.catalog.register_hashtag_dataset."
+        )
+    return dataset
+
+
+def sampler_seed(cfg) -> int:
+    """Returns the seed of data order and crops: SEED, or 0 where Detectron2's default (-1) is left."""
+    return max(0, cfg.SEED)
+
+
+def training_dataset(cfg) -> HashtagDataset:
+    """Returns the one dataset of ``DATASETS.TRAIN`` with its training mapper and its label noise."""
+    if len(cfg.DATASETS.TRAIN) != 1:
+        raise ValueError(f"DATASETS.TRAIN must name exactly one hashtag dataset, got {tuple(cfg.DATASETS.TRAIN)}.")
+    dataset = get_hashtag_dataset(cfg.DATASETS.TRAIN[0])
+    dataset.mapper = HashtagMapper.from_config(cfg, is_train=True)
+    dataset.seed = sampler_seed(cfg)
+    dataset.store.cache_bytes = cfg.DATALOADER.SHARD_CACHE_GB * 1e9
+    dataset.store.attempts = cfg.DATALOADER.READ_ATTEMPTS
+    noise = cfg.DATALOADER.LABEL_NOISE
+    if noise.FRACTION != 0:
+        dataset.noise = LabelNoise(noise.FRACTION, noise.SEED, np.array(dataset.manifest["hashtag_counts"]))
+    return dataset
+
+
+def training_distribution(cfg, dataset: HashtagDataset) -> EpochDistribution:
+    """Returns what an epoch of the training set holds.
+
+    It is worked out once from the indexes of all shards, and kept in Detectron2's cache folder.
+    """
+    resampling, noise = cfg.DATALOADER.RESAMPLING, cfg.DATALOADER.LABEL_NOISE
+    facts = [resampling.MODE, resampling.THRESHOLD, noise.FRACTION, noise.SEED, dataset.manifest]
+    digest = hashlib.sha256(json.dumps(facts).encode() + dataset.table.sha256.tobytes()).hexdigest()
+    path = Path(get_cache_dir()) / "wsl_d2" / "resampling" / f"{digest[:24]}.npz"
+    if path.is_file():
+        with np.load(path) as arrays:
+            return EpochDistribution(arrays["totals"], int(arrays["length"]), arrays["draws"])
+    found = epoch_distribution(dataset.sharded_index, resampling.THRESHOLD, resampling.MODE)
+    buffer = io.BytesIO()
+    np.savez(buffer, totals=found.totals, length=found.length, draws=found.draws)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+    return found
+
+
+def _shard_totals(cfg, dataset: HashtagDataset) -> np.ndarray | None:
+    """The sums of repeat factors of all shards; read by one process for all."""
+    totals = training_distribution(cfg, dataset).totals if comm.is_main_process() else None
+    if comm.get_world_size() > 1:
+        box = [totals]
+        torch.distributed.broadcast_object_list(box, src=0)
+        totals = box[0]
+    return totals
+
+
+def build_sampler(cfg, dataset: HashtagDataset, start_iteration: int = 0) -> HashtagSampler:
+    """Builds this process's training sampler from the config; called by all processes together.
+
+    Raises:
+        ValueError: a key is out of range, or the dataset is too large to be shuffled as a whole.
+    """
+    mode, window = cfg.DATALOADER.RESAMPLING.MODE, cfg.DATALOADER.SHUFFLE_WINDOW_SHARDS
+    index = dataset.sharded_index
+    if mode != "natural" and window == 0 and len(dataset) > MAX_FULLY_SHUFFLED_IMAGES:
+        raise ValueError(
+            f"DATALOADER.SHUFFLE_WINDOW_SHARDS is 0, which shuffles all {len(dataset):,} images of {dataset.folder} at "
+            f"once and needs {len(dataset) * 16 / 1e9:.0f} GB in every process under {mode} resampling; set it to the "
+            "number of shards whose images are to be mixed, for example 512."
+        )
+    return HashtagSampler(
+        index,
+        seed=sampler_seed(cfg),
+        mode=mode,
+        threshold=cfg.DATALOADER.RESAMPLING.THRESHOLD,
+        totals=_shard_totals(cfg, dataset) if mode != "natural" and 0 < window < len(dataset.table) else None,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+        start_iteration=start_iteration,
+        window_shards=window,
+        streams=cfg.DATALOADER.READ_STREAMS,
+    )
+
+
+class _ReadAhead:
+    """Copies the shards of coming draws from a store while the ones before them are in use."""
+
+    def __init__(self, dataset: HashtagDataset):
+        self.dataset = dataset
+        self._pool: ThreadPoolExecutor | None = None
+        self._asked: dict[int, None] = {}
+
+    def __call__(self, shards: np.ndarray) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_READS_AHEAD, thread_name_prefix="read-ahead")
+        new = [shard for shard in shards.tolist() if shard not in self._asked]
+        self._asked = dict.fromkeys(shards.tolist())
+        for shard in new:
+            # A failure is not lost: the worker that needs the shard tries again and raises it.
+            self._pool.submit(self.dataset.fetch, shard)
+
+
+class _BatchSampler:
+    """Adapts a sampler's batches, cut into micro-batches of ``size`` images, to DataLoader's ``batch_sampler``."""
+
+    def __init__(self, sampler: HashtagSampler, size: int):
+        self.sampler = sampler
+        self.size = size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.sampler.batches():
+            for start in range(0, len(batch), self.size):
+                yield batch[start : start + self.size]
+
+
+class WorkerError(RuntimeError):
+    """A worker process of a loader has died or does not answer."""
+
+
+@contextlib.contextmanager
+def explaining_workers() -> Iterator[None]:
+    """Turns what torch raises when a worker process dies or hangs into one kind of error.
+
+    A death may come to light anywhere in the main process, since torch raises it when the system's signal arrives.
+
+    Raises:
+        WorkerError: a worker process has died, or gave nothing for DATALOADER.TIMEOUT_SECONDS.
+    """
+    try:
+        yield
+    except (ConnectionError, EOFError, RuntimeError) as error:
+        message = str(error)
+        if message.startswith("DataLoader timed out after"):
+            seconds = message.split("after", 1)[1].split()[0]
+            raise WorkerError(
+                f"the data workers gave no batch for {seconds} s, DATALOADER.TIMEOUT_SECONDS; most often a disk or "
+                "store does not answer. Start again with --resume."
+            ) from error
+        died = message.startswith("DataLoader worker") and ("exited unexpectedly" in message or "killed by" in message)
+        # Others are raised by the dataset, and handed on by a living worker, or have nothing to do with the loader.
+        if not died and (isinstance(error, RuntimeError) or "DataLoader worker" in message):
+            raise
+        raise WorkerError(
+            "a DataLoader worker process died, most often because memory ran out; lower DATALOADER.NUM_WORKERS or "
+            "DATALOADER.PREFETCH_BATCHES, and start again with --resume."
+        ) from error
+
+
+class _WorkerLoader(DataLoader):
+    """A DataLoader that ends with one kind of error, WorkerError, whenever a worker process dies or hangs."""
+
+    def __iter__(self) -> Iterator[dict]:  # type: ignore[override]
+        iterator: Any = None
+        try:
+            with explaining_workers():
+                iterator = super().__iter__()
+                yield from iterator
+        finally:
+            if hasattr(iterator, "_shutdown_workers"):  # at once; waiting for the garbage collector takes seconds
+                iterator._shutdown_workers()
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Keeps a worker alive when Ctrl-C or a scheduler signals all processes: the main one still saves its state."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _worker_options(cfg) -> dict:
+    """DataLoader's arguments that training and testing share."""
+    num_workers = cfg.DATALOADER.NUM_WORKERS
+    return {
+        "num_workers": num_workers,
+        "collate_fn": collate,
+        "pin_memory": torch.cuda.is_available(),
+        "prefetch_factor": cfg.DATALOADER.PREFETCH_BATCHES if num_workers else None,
+        "timeout": cfg.DATALOADER.TIMEOUT_SECONDS if num_workers else 0,
+        "worker_init_fn": _leave_signals_to_the_main_process,
+        "generator": torch.Generator(),  # of the workers' seeds, which nothing uses; the global one is the model's
+    }
+
+
+def build_hashtag_train_loader(cfg, start_iteration: int = 0) -> DataLoader:
+    """Builds the infinite training loader of this process.
+
+    Args:
+        cfg: reads DATASETS.TRAIN, DATALOADER, INPUT, SEED, SOLVER.IMS_PER_BATCH and SOLVER.IMS_PER_MICRO_BATCH, which
+            says how many images are delivered at a time (0: the process's whole share of a batch).
+        start_iteration: the first iteration to deliver; the batches are those an uninterrupted run would get.
+
+    Taking a batch raises :class:`WorkerError` if a worker process died, as when the system ran out of memory, or hangs.
+
+    Raises:
+        ShardError: a shard is missing or has another size than the manifest says.
+    """
+    dataset = training_dataset(cfg)
+    if comm.get_local_rank() == 0:  # once on every machine
+        dataset.check_shards()
+    sampler = build_sampler(cfg, dataset, start_iteration)
+    if dataset.store.is_remote:
+        sampler.on_shards = _ReadAhead(dataset)
+    size = cfg.SOLVER.IMS_PER_MICRO_BATCH or cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+    return _WorkerLoader(
+        dataset,
+        batch_sampler=_BatchSampler(sampler, size),  # type: ignore[arg-type]
+        persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
+        **_worker_options(cfg),
+    )
+
+
+def build_hashtag_test_loader(cfg, name: str) -> DataLoader:
+    """Builds a finite loader: every image of the dataset once over all processes, none padded or repeated."""
+    dataset = get_hashtag_dataset(name)
+    dataset.mapper = HashtagMapper.from_config(cfg, is_train=False)
+    dataset.check_shards()
+    return _WorkerLoader(
+        dataset,
+        batch_size=cfg.TEST.IMS_PER_BATCH,
+        sampler=InferenceSampler(len(dataset)),
+        drop_last=False,
+        **_worker_options(cfg),
+    )

@@ -1,0 +1,1 @@
+"""Images and hashtags -> shards; verification; views."""

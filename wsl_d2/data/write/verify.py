@@ -1,0 +1,187 @@
+"""Verification of a dataset of shards: every byte against the manifest, every image decoded."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+from tqdm import tqdm
+
+from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
+from wsl_d2.data.shards import ShardError, ShardIndex, ShardTable, index_path, read_index, read_manifest, sha256_of
+
+NOT_LISTED = "not in the manifest"
+
+
+@dataclass
+class ShardReport:
+    """What was found in one shard.
+
+    Attributes:
+        name: of the tar.
+        problem: "missing", "empty", "cut off", "too long", "altered", "no index", "damaged index", "index of another
+            vocabulary", "index of other images", "not in the manifest", "unreadable", or "".
+        detail: more of it.
+        num_images: labelled images looked at.
+        damaged: (key, reason) of those that cannot be decoded, and of those that are no longer what was indexed.
+        stamp: sizes and times of the files, by which an unchanged shard is recognised.
+    """
+
+    name: str
+    problem: str = ""
+    detail: str = ""
+    num_images: int = 0
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+    stamp: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A row of the manifest."""
+
+    name: str
+    num_images: int
+    num_bytes: int
+    sha256: str
+    vocabulary_checksum: str
+
+
+def _stamp(path: Path) -> list[int]:
+    stamp = []
+    for file in (path, index_path(path)):
+        try:
+            status = file.stat()
+            stamp += [status.st_size, status.st_mtime_ns]
+        except OSError:
+            stamp += [-1, -1]
+    return stamp
+
+
+def verify_shard(shard: _Shard, folder: Path, decode_images: bool = True) -> ShardReport:
+    """Checks one shard; nothing of it is an exception."""
+    path = folder / shard.name
+    report = ShardReport(shard.name, stamp=_stamp(path))
+    try:
+        index = _check_files(shard, path, report)
+    except OSError as error:
+        report.problem, report.detail = "unreadable", str(error)
+        return report
+    if index is not None and decode_images:
+        _check_images(path, index, report)
+    return report
+
+
+def _check_files(shard: _Shard, path: Path, report: ShardReport) -> ShardIndex | None:
+    """Fills in the problem; returns the index if it belongs to the shard."""
+    if not path.is_file():
+        report.problem = "missing"
+        return None
+    size = path.stat().st_size
+    if size != shard.num_bytes:
+        report.problem = "empty" if size == 0 else "cut off" if size < shard.num_bytes else "too long"
+        report.detail = f"{size} bytes, the manifest says {shard.num_bytes}"
+    elif (found := sha256_of(path)) != shard.sha256:
+        report.problem, report.detail = "altered", f"SHA-256 {found}, the manifest says {shard.sha256}"
+    if not index_path(path).is_file():
+        report.problem = report.problem or "no index"
+        return None
+    try:
+        index = read_index(path)
+    except ShardError as error:
+        report.problem, report.detail = report.problem or "damaged index", report.detail or str(error)
+        return None
+    if index.vocabulary_checksum != shard.vocabulary_checksum:
+        report.problem = report.problem or "index of another vocabulary"
+    elif len(index.keys) != shard.num_images or index.tar_sha256 not in ("", shard.sha256):
+        report.problem = report.problem or "index of other images"
+    else:
+        return index
+    return None
+
+
+def _check_images(path: Path, index: ShardIndex, report: ShardReport) -> None:
+    with open(path, "rb") as file:
+        for row, key in enumerate(index.keys.tolist()):
+            data = index.read_image(file.fileno(), row)
+            report.num_images += 1
+            if data is None:
+                report.damaged.append((key.decode(), "altered"))
+                continue
+            try:
+                decode(open_image(data))
+            except DamagedImageError as error:
+                report.damaged.append((key.decode(), error.reason))
+
+
+def verify_dataset(
+    folder: str | Path, report_path: str | Path, *, workers: int = 1, decode_images: bool = True
+) -> Iterator[ShardReport]:
+    """Checks every shard of a dataset and yields a report of each, first those of tars that the manifest lacks.
+
+    Reports are appended to ``report_path`` (JSON lines) as they come; shards that are in it and have not changed since
+    are not read again, so that an interrupted call can be repeated. Shows progress.
+
+    Raises:
+        ShardError: the manifest is missing or damaged.
+    """
+    folder, report_path = Path(folder), Path(report_path)
+    manifest = read_manifest(folder)
+    table = ShardTable.from_manifest(manifest)
+    shards = [
+        _Shard(table.name(i), int(images), int(size), table.hex_digest(i), manifest["vocabulary_checksum"])
+        for i, (images, size) in enumerate(zip(table.num_images, table.num_bytes, strict=True))
+    ]
+    facts = [manifest["vocabulary_checksum"], decode_images]
+    known = _known_reports(report_path, facts)
+    for stray in sorted({path.name for path in folder.glob("*.tar")} - {shard.name for shard in shards}):
+        yield ShardReport(stray, NOT_LISTED)
+    left = []
+    for shard in shards:
+        report = known.get((shard.name, shard.sha256))
+        if report and report.stamp == _stamp(folder / shard.name):
+            yield report
+        else:
+            left.append(shard)
+    work = partial(verify_shard, folder=folder, decode_images=decode_images)
+    with (
+        open(report_path, "a", encoding="utf-8") as log,
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        tqdm(total=len(shards), initial=len(shards) - len(left), unit="shard", disable=None) as bar,
+    ):
+        for start in range(0, len(left), 64 * workers):
+            group = left[start : start + 64 * workers]
+            for shard, report in zip(group, pool.map(work, group), strict=True):
+                log.write(json.dumps({"facts": facts, "sha256": shard.sha256, **asdict(report)}) + "\n")
+                log.flush()
+                bar.update()
+                yield report
+
+
+def _known_reports(path: Path, facts: list) -> dict[tuple[str, str], ShardReport]:
+    known = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # the last line of a call that was killed
+                continue
+            if row.pop("facts") == facts:
+                sha256 = row.pop("sha256")
+                known[row["name"], sha256] = ShardReport(**row | {"damaged": [tuple(e) for e in row["damaged"]]})
+    return known
+
+
+def summarise(reports: list[ShardReport]) -> dict:
+    """Returns counts: of shards by problem, and of images by damage."""
+    return {
+        "shards": len(reports),
+        "images": sum(report.num_images for report in reports),
+        "problems": dict(sorted(Counter(report.problem for report in reports if report.problem).items())),
+        "damaged_images": dict(sorted(Counter(reason for report in reports for _, reason in report.damaged).items())),
+    }

@@ -1,0 +1,1 @@
+"""Near-duplicates between pretraining and evaluation images."""

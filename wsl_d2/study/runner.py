@@ -1,0 +1,173 @@
+"""Runs what a study still misses, on this machine or as SLURM arrays."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from wsl_d2.study.study import Cell, Study, StudyError
+
+
+def expected_seconds(cell: Cell, finished: list[Cell]) -> float:
+    """A cell's cost on one core: the mean of the finished cells of its stage, or the study file's guess."""
+    taken = [other.seconds_taken() for other in finished if other.stage == cell.stage]
+    known = [seconds for seconds in taken if seconds]
+    return sum(known) / len(known) if known else cell.expected_seconds
+
+
+def describe_plan(study: Study, cells: list[Cell], jobs: int) -> str:
+    """Returns the table that is shown before anything runs: per stage its runs, those finished, and the cost left."""
+    finished = [cell for cell in cells if cell.is_finished()]
+    lines = [study.title, f"{'stage':16}{'runs':>6}{'finished':>10}{'each':>9}{'left':>9}"]
+    total = 0.0
+    for stage in study.stages:
+        members = [cell for cell in cells if cell.stage == stage]
+        missing = [cell for cell in members if cell not in finished]
+        each = expected_seconds(members[0], finished)
+        left = each * len(missing)
+        total += left / (1 if members[0].all_cores else jobs)
+        lines.append(f"{stage:16}{len(members):6}{len(members) - len(missing):10}{_clock(each):>9}{_clock(left):>9}")
+    lines.append(f"about {_clock(total)} left with {jobs} run(s) at a time")
+    return "\n".join(lines)
+
+
+def run_locally(
+    cells: list[Cell],
+    *,
+    jobs: int,
+    root: Path,
+    environment: dict[str, str] | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Runs the unfinished cells, ``jobs`` at a time, each once those it needs are finished.
+
+    A run's output goes to ``study_cell.log`` in its folder. After an interruption the same call
+    goes on; a run that was cut off is started again with the same command, which for training resumes.
+
+    Raises:
+        StudyError: a run failed, or ended without its result; the message has the end of its log. The other running
+            ones are stopped.
+        KeyboardInterrupt: after the running ones were asked to stop.
+    """
+    done = {cell.name for cell in cells if cell.is_finished()}
+    everything = list(cells)
+    waiting = [cell for cell in cells if cell.name not in done]
+    running: dict[str, tuple[Cell, subprocess.Popen, float]] = {}
+    total, begin, last_line = len(waiting), time.monotonic(), 0.0
+    try:
+        while waiting or running:
+            for cell in list(waiting):
+                alone = any(other.all_cores for other, _, _ in running.values()) or (cell.all_cores and running)
+                if len(running) >= jobs or alone or not set(cell.needs) <= done:
+                    continue
+                waiting.remove(cell)
+                cell.note(None)
+                say(f"{cell.name}: {shlex.join(cell.command)}")
+                with open(cell.folder / "study_cell.log", "ab") as log:
+                    process = subprocess.Popen(
+                        [sys.executable, *cell.command],
+                        cwd=root,
+                        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                running[cell.name] = (cell, process, time.monotonic())
+            time.sleep(0.2)
+            for name, (cell, process, start) in list(running.items()):
+                status = process.poll()
+                if status is None:
+                    continue
+                del running[name]
+                if status != 0 or not cell.done.is_file():
+                    raise StudyError(
+                        f"{name} ended with status {status}"
+                        + ("" if status else f" but without {cell.done}")
+                        + f"; the end of {cell.folder / 'study_cell.log'}:\n{log_tail(cell)}"
+                    )
+                cell.note(time.monotonic() - start)
+                done.add(name)
+                say(f"{name}: finished in {_clock(time.monotonic() - start)}")
+            if running and time.monotonic() - last_line > 60:
+                last_line = time.monotonic()
+                finished = [cell for cell in everything if cell.name in done]
+                left = sum(expected_seconds(cell, finished) for cell in waiting) / jobs
+                say(
+                    f"[{_clock(time.monotonic() - begin)}, about {_clock(left)} left] "
+                    f"{total - len(waiting) - len(running)}/{total} runs; now {', '.join(running)}"
+                )
+    finally:
+        for _, process, _ in running.values():
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+        for _, process, _ in running.values():
+            process.wait()
+
+
+def run_on_cluster(
+    cells: list[Cell],
+    *,
+    folder: Path,
+    root: Path,
+    cluster: str = "slurm",
+    parameters: dict | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Submits the unfinished cells through submitit, stage by stage, each stage as one array, and waits for them.
+
+    Args:
+        folder: for submitit's logs and results; nobody else should be able to write there.
+        cluster: "slurm", or "local" for processes of this machine.
+        parameters: of the executor, such as {"slurm_partition": "gpu", "gpus_per_node": 8, "timeout_min": 1440}.
+
+    Raises:
+        StudyError: submitit is not installed, or runs failed; the message has the end of the first one's log.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise StudyError("--cluster needs submitit: pip install 'wsl-d2[cluster]'.") from None
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    if parameters:
+        executor.update_parameters(**parameters)
+    for stage in dict.fromkeys(cell.stage for cell in cells):
+        missing = [cell for cell in cells if cell.stage == stage and not cell.is_finished()]
+        if not missing:
+            continue
+        jobs = executor.map_array(_run_cell, missing, [root] * len(missing))
+        say(f"{stage}: {len(missing)} runs submitted as {jobs[0].job_id.split('_')[0]}")
+        failed: list[tuple[Cell, Exception]] = []
+        for cell, job in zip(missing, jobs, strict=True):
+            try:
+                job.result()
+                say(f"{cell.name}: finished in {_clock(cell.seconds_taken() or 0)}")
+            except Exception as error:  # submitit's own, or the run's
+                failed.append((cell, error))
+        if failed:
+            cell, reason = failed[0]
+            raise StudyError(
+                f"{len(failed)} of {len(missing)} runs of {stage} failed, the first {cell.name} "
+                f"({str(reason).strip().splitlines()[-1]}); the end of its log:\n{log_tail(cell)}"
+            )
+
+
+def _run_cell(cell: Cell, root: Path) -> None:
+    run_locally([Cell(**{**vars(cell), "needs": ()})], jobs=1, root=root)
+
+
+def log_tail(cell: Cell, num_lines: int = 15) -> str:
+    """Returns the end of a run's log."""
+    path = cell.folder / "study_cell.log"
+    return "\n".join(path.read_text(errors="replace").splitlines()[-num_lines:]) if path.is_file() else "(no log)"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
