@@ -1,0 +1,74 @@
+"""One way to do a piece of work for many parts: in processes of this machine, few parts being ahead of the work."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+_Part = TypeVar("_Part")
+_Result = TypeVar("_Result")
+_shared: list[Any] = [None]
+
+
+def _start_worker(shared: Any) -> None:
+    """Ctrl-C is the parent's to handle; what all parts share crosses to a process once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _shared[0] = shared
+
+
+def _call(work: Callable, part: Any) -> Any:
+    return work(_shared[0], part)
+
+
+def run_parts(
+    work: Callable[[Any, _Part], _Result],
+    parts: Iterable[_Part],
+    shared: Any,
+    *,
+    workers: int = 1,
+    unit: str = "part",
+    total: int | None = None,
+) -> Iterator[_Result]:
+    """Yields ``work(shared, part)`` for every part, as they get done, with a progress bar.
+
+    Args:
+        work: a function of a module, so that it can be sent to other processes.
+        parts: taken as they are needed.
+        shared: sent to each process once, such as a vocabulary.
+        workers: processes; with 1 all is done in this one.
+        unit: of the progress bar.
+        total: number of parts, for the time that is left.
+
+    Raises:
+        Whatever ``work`` raises, after the parts that are under way are done; no more are begun.
+    """
+    with tqdm(unit=unit, total=total, disable=None) as bar:
+        if workers == 1:
+            for part in parts:
+                yield work(shared, part)
+                bar.update()
+            return
+        pool = ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(shared,)
+        )
+        pending: set[Future] = set()
+        try:
+            for part in parts:
+                pending.add(pool.submit(_call, work, part))
+                while len(pending) > 2 * workers:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield future.result()
+                        bar.update()
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+                    bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
