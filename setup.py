@@ -6,9 +6,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "wsl_d2" / "__init__.py").read_text(encoding="utf-8"), re.M)
+VERSION = re.search(r'^__version__ = "([^"]+)"', (ROOT / "wsl_d2" / "version.py").read_text(encoding="utf-8"), re.M)
 if VERSION is None:
-    raise RuntimeError('wsl_d2/__init__.py has no line `__version__ = "..."`')
+    raise RuntimeError('wsl_d2/version.py has no line `__version__ = "..."`')
 
 setup(
     name="wsl-d2",
@@ -18,6 +18,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["wsl_d2", "wsl_d2.*"]),
     package_data={"wsl_d2.hashtags": ["*.txt", "*.tsv"]},
+    entry_points={"console_scripts": ["wsl-d2=wsl_d2.cli.main:main"]},
     install_requires=[
         "torch>=2.10",
         "torchvision>=0.25",

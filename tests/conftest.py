@@ -8,7 +8,6 @@ import pytest
 from toy_data import TOY_SYNSETS, write_hashtag_folder
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["WSL_D2_REGISTER"] = "1"  # the hashtag tools would switch it off, and tests call them in this process
 
 
 @pytest.fixture(scope="session")

@@ -49,15 +49,24 @@ def random_index(num_images=200, num_labels=12, seed=0):
 def split_index(index, sizes):
     """The same labels in shards of the given numbers of images, for the order."""
     from wsl_d2.data import ShardedIndex
-    from wsl_d2.data.shards import ShardIndex
+    from wsl_d2.data.format.labels import ShardLabels
 
     ends = np.cumsum(sizes)
 
     def read(shard):
         first, last = int(ends[shard] - sizes[shard]), int(ends[shard])
         indptr = index.indptr[first : last + 1]
-        none = np.zeros(last - first)
         labels = index.labels[indptr[0] : indptr[-1]]
-        return ShardIndex(none, none, none, indptr - indptr[0], labels, 0, "")
+        return ShardLabels(np.arange(last - first), indptr - indptr[0], labels, 0, "", "hashtags", "")
 
     return ShardedIndex(read, np.array(sizes), index.hashtag_counts())
+
+
+def open_train_loader(cfg, start_iteration=0):
+    """The training loader of a config, as a run's plan has it."""
+    from wsl_d2.data.read.loaders import build_hashtag_train_loader, build_sampler, training_dataset
+
+    dataset = training_dataset(cfg)
+    sampler = build_sampler(cfg, dataset)
+    sampler.start_iteration = start_iteration
+    return build_hashtag_train_loader(cfg, dataset, sampler)

@@ -14,7 +14,7 @@ from wsl_d2.data import ShardError, register_datasets
 from wsl_d2.data.order.resampling import EpochDistribution
 from wsl_d2.data.read.loaders import training_dataset, training_distribution
 from wsl_d2.engine.main import load_config
-from wsl_d2.engine.schedule import ConfigError
+from wsl_d2.errors import ConfigError
 from wsl_d2.hashtags import Vocabulary, VocabularyError
 
 _SHARES = (0.01, 0.1, 0.5)  # of the hashtags on an image, the most frequent first

@@ -23,7 +23,7 @@ from wsl_d2.data import ShardError, build_hashtag_train_loader, image_repeat_fac
 from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
 from wsl_d2.data.read.device_decode import decode_batch
 from wsl_d2.data.read.loaders import get_hashtag_dataset, training_dataset
-from wsl_d2.data.shards import write_atomically
+from wsl_d2.files import write_atomically
 from wsl_d2.engine.main import ConfigError, load_config
 from wsl_d2.hashtags import Vocabulary, VocabularyError
 

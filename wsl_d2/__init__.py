@@ -1,17 +1,27 @@
 """wsl_d2: weakly supervised pretraining of ResNeXt backbones on hashtagged images, for Detectron2.
 
 Importing the package registers its backbones, the ``HashtagClassifier`` and the prefixes of public weights with
-Detectron2; that is its one side effect. With WSL_D2_REGISTER=0 in the environment it does not, which is for programs
-that need ``wsl_d2.hashtags`` or ``wsl_d2.analysis`` alone: they start faster and take 0.5 GB less memory without torch.
+Detectron2; that is its one side effect. The command ``wsl-d2``, whose verbs import what they need, does without it.
 """
 
-import os
+import sys
 import warnings
+from pathlib import Path
 
-__version__ = "0.1.0"
-__all__ = ["__version__"]
+from wsl_d2.version import __version__
 
-if os.environ.get("WSL_D2_REGISTER", "1") != "0":
+__all__ = ["__version__", "add_wsl_config"]
+
+
+def _is_command() -> bool:
+    """Whether this is a process of `wsl-d2` or `python -m wsl_d2`, the children of its pools included."""
+    program = Path(sys.argv[0] if sys.argv else "")
+    if program.name == "-m":  # the package is imported before its __main__ runs
+        return "wsl_d2" in sys.orig_argv[:4]
+    return program.stem == "wsl-d2" or program.parts[-2:] == ("wsl_d2", "__main__.py")
+
+
+if not _is_command():
     try:
         import detectron2  # noqa: F401
     except ImportError as error:
@@ -25,6 +35,4 @@ if os.environ.get("WSL_D2_REGISTER", "1") != "0":
         warnings.simplefilter("ignore", FutureWarning)  # newer torch's about torch.jit.script in detectron2's modules
         from wsl_d2 import modeling  # noqa: F401  (registers backbones and the meta-architecture)
         from wsl_d2.checkpoint import catalog  # noqa: F401  (registers wsl://, torchvision:// and timm:// paths)
-    from wsl_d2.config import add_wsl_config  # noqa: F401
-
-    __all__ += ["add_wsl_config"]
+    from wsl_d2.config import add_wsl_config

@@ -22,23 +22,19 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.INPUT.RANDOM_RESIZED_CROP.RATIO = (3.0 / 4.0, 4.0 / 3.0)  # width / height
     cfg.INPUT.TEST_RESIZE_SHORT_SIDE = 256  # pixels; the centre crop is taken after it
     # How JPEG becomes a crop: "exact" is torchvision's result bit for bit; "fast" shrinks training images while
-    # decoding them (tests as "exact"); "box" lets the resizing filter see the pixels around the crop; "device" has
-    # plain JPEG of training decoded and cropped on MODEL.DEVICE, by nvJPEG on a GPU.
+    # decoding them (tests as "exact"); "device" has plain JPEG of training decoded and cropped on MODEL.DEVICE, by
+    # nvJPEG on a GPU.
     cfg.INPUT.DECODING = "fast"
     cfg.DATALOADER.RESAMPLING = CN()
     cfg.DATALOADER.RESAMPLING.MODE = "sqrt"  # "natural", "sqrt", "uniform" or "inverse_sqrt"
     cfg.DATALOADER.RESAMPLING.THRESHOLD = 1e-3  # hashtag frequency (a fraction of images) below which images repeat
-    # For the noise study: this fraction of the training labels is replaced by draws from their own distribution.
-    cfg.DATALOADER.LABEL_NOISE = CN()
-    cfg.DATALOADER.LABEL_NOISE.FRACTION = 0.0  # in [0, 1]
-    cfg.DATALOADER.LABEL_NOISE.SEED = 0
     # Shards whose images are mixed with each other; the shards' own order is random in each epoch. 0 mixes all images,
     # which under resampling takes 16 bytes of memory an image; a window takes next to none and reads in sequence.
     cfg.DATALOADER.SHUFFLE_WINDOW_SHARDS = 0
     # Equal parts of a batch that read different shards. With as many as there are machines, each of them reads its own
     # part of the dataset. The order depends on this number, and with more than one on SOLVER.IMS_PER_BATCH.
     cfg.DATALOADER.READ_STREAMS = 1
-    cfg.DATALOADER.SHARD_CACHE_GB = 100.0  # of shards from a store, kept in $WSL_D2_SHARD_CACHE on each machine
+    cfg.DATALOADER.SHARD_CACHE_GB = 100.0  # of shards from a store, kept in $WSL_D2_CACHE/shards on each machine
     cfg.DATALOADER.READ_ATTEMPTS = 6  # to copy a shard from a store before giving up
     cfg.DATALOADER.PREFETCH_BATCHES = (
         2  # batches (micro-batches, where SOLVER asks for them) that each worker keeps ready

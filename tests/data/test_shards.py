@@ -7,9 +7,10 @@ import webdataset
 from toy_data import TOY_HASHTAGS, jpeg, write_hashtag_folder
 
 from wsl_d2.data import HashtagDataset, ShardError, finish_dataset, index_shard, write_shard
+from wsl_d2.data.format.index import read_index
+from wsl_d2.data.format.labels import read_labels
 from wsl_d2.data.read.loaders import collate
 from wsl_d2.data.read.mapper import HashtagMapper
-from wsl_d2.data.shards import read_index
 from wsl_d2.hashtags import Vocabulary, load_wordnet
 
 MAPPER = HashtagMapper(True, size=16, scale=(0.5, 1.0))
@@ -63,7 +64,7 @@ def test_a_missing_and_a_short_shard_are_listed(hashtag_folder):
     (hashtag_folder / "shard-000001.tar").unlink()
     with open(hashtag_folder / "shard-000002.tar", "r+b") as file:
         file.truncate(1000)
-    with pytest.raises(ShardError, match=r"2 of 3 shards(.|\n)*000001.tar is missing(.|\n)*000002.tar has 1000 bytes"):
+    with pytest.raises(ShardError, match=r"2 of 3 shards.*000001.tar is missing.*000002.tar has 1000 bytes"):
         HashtagDataset(hashtag_folder).check_shards()
 
 
@@ -113,14 +114,16 @@ def test_a_crop_depends_on_seed_and_position_only(hashtag_folder):
 def test_manifest_of_another_version_is_refused(hashtag_folder):
     path = hashtag_folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
-    with pytest.raises(ShardError, match="format version 99; this wsl_d2 reads 1"):
+    with pytest.raises(ShardError, match="format version 99; this wsl_d2 reads 2"):
         HashtagDataset(hashtag_folder)
 
 
-def test_a_mapped_index_is_the_same_and_owns_no_memory(hashtag_folder):
+def test_mapped_arrays_are_the_same_and_own_no_memory(hashtag_folder):
     path = hashtag_folder / "shard-000000.tar"
-    loaded, mapped = read_index(path), read_index(path, mapped=True)
-    for name in ("keys", "offsets", "sizes", "indptr", "labels", "crc32"):
-        ours, theirs = getattr(mapped, name), getattr(loaded, name)
-        assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
-        assert not ours.flags.owndata and not ours.flags.writeable
+    arrays = (read_index, ("keys", "offsets", "sizes", "crc32")), (read_labels, ("rows", "indptr", "labels"))
+    for read, names in arrays:
+        loaded, mapped = read(path), read(path, mapped=True)
+        for name in names:
+            ours, theirs = getattr(mapped, name), getattr(loaded, name)
+            assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+            assert not ours.flags.owndata and not ours.flags.writeable

@@ -6,7 +6,8 @@ from torch import nn, optim
 
 from wsl_d2 import add_wsl_config
 from wsl_d2.engine.main import load_config
-from wsl_d2.engine.schedule import ConfigError, halving_steps, resolve_schedule
+from wsl_d2.engine.schedule import halving_steps, resolve_schedule
+from wsl_d2.errors import ConfigError
 
 
 def config(**solver):

@@ -17,10 +17,12 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
+from wsl_d2.errors import UserError
+
 _LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|peer|socket|NCCL", re.IGNORECASE)
 
 
-class LostProcessError(RuntimeError):
+class LostProcessError(UserError, RuntimeError):
     """Other processes of the run have ended or do not answer."""
 
 

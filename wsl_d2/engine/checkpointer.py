@@ -14,12 +14,13 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
 from wsl_d2.checkpoint import read_pkl
-from wsl_d2.data.shards import sha256_of
+from wsl_d2.errors import UserError
+from wsl_d2.files import sha256_of
 
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 
 
-class DamagedCheckpointError(RuntimeError):
+class DamagedCheckpointError(UserError, RuntimeError):
     """No checkpoint of a run is whole."""
 
 

@@ -31,7 +31,7 @@ def dry_run(trainer, images_per_second: float | None = None) -> list[str]:
     """
     cfg, loop = trainer.cfg, trainer._trainer
     batch_size = cfg.SOLVER.IMS_PER_BATCH
-    loop.reset_data_loader(lambda: trainer.build_train_loader(cfg, 0))
+    loop.reset_data_loader(lambda: trainer.build_loader(0))
     loop.model.train()
     seconds = []
     with EventStorage(0) as storage:
@@ -53,8 +53,8 @@ def dry_run(trainer, images_per_second: float | None = None) -> list[str]:
         f"length: {trainer.max_iter:,} iterations of {batch_size:,} images on {comm.get_world_size()} processes, "
         f"{images:,} images",
     ]
-    if hasattr(trainer, "describe_length"):
-        facts.append(f"data: {trainer.describe_length()}")
+    if trainer.plan.is_pretraining:
+        facts.append(f"data: {trainer.plan.describe_length()}")
     facts += [f"learning rate at iteration {iteration:,}: {rate:.6g}" for iteration, rate in learning_rates(trainer)]
     facts.append(f"memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB at most")
     if torch.cuda.is_available():

@@ -6,19 +6,20 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
 from wsl_d2.checkpoint import export_backbone
+from wsl_d2.errors import UserError
 
 MAX_FAILED_SAVES = 3  # in a row, before a run ends
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: "try again later"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last is submitit's
 
 
-class UnsavedError(OSError):
+class UnsavedError(UserError, OSError):
     """A run ends because its checkpoints cannot be saved."""
 
 
@@ -39,6 +40,23 @@ class ExportBackbone(HookBase):
             if self.trainer.average is not None:
                 average = self.trainer.average.model
                 export_backbone(average, os.path.join(folder, "backbone_ema.pth"), **self.provenance)
+
+
+class PreciseBN(hooks.PreciseBN):
+    """Detectron2's hook for TEST.PRECISE_BN, on the same images each time, so that a resumed run computes the same.
+
+    Args:
+        loader: builds the loader of these images.
+    """
+
+    def __init__(self, period: int, model, loader: Callable, num_iter: int):
+        super().__init__(period, model, None, num_iter)
+        self._loader = loader
+
+    def update_stats(self) -> None:
+        self._data_iter = iter(self._loader())
+        super().update_stats()
+        self._data_iter = None  # ends its workers
 
 
 class SaveCheckpoints(HookBase):

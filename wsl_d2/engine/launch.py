@@ -16,7 +16,7 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 
 from wsl_d2.engine.hooks import REQUEUE_EXIT_CODE
-from wsl_d2.engine.schedule import ConfigError
+from wsl_d2.errors import ConfigError
 
 _TORCHRUN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 

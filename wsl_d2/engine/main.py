@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
@@ -21,38 +20,15 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from filelock import FileLock, Timeout
 
-from wsl_d2.checkpoint import DownloadError, IncompleteLoadError, PixelStatisticsError
 from wsl_d2.config import add_wsl_config
-from wsl_d2.data import ShardError
 from wsl_d2.data.read.catalog import register_datasets
-from wsl_d2.data.read.loaders import WorkerError, build_sampler, get_hashtag_dataset, training_dataset
-from wsl_d2.engine.agreement import LostProcessError
-from wsl_d2.engine.checkpointer import AtomicCheckpointer, DamagedCheckpointError
+from wsl_d2.engine.checkpointer import AtomicCheckpointer
 from wsl_d2.engine.dry_run import dry_run
-from wsl_d2.engine.hooks import UnsavedError
+from wsl_d2.engine.evaluate import evaluate
 from wsl_d2.engine.launch import start, submit, without_cluster_options
-from wsl_d2.engine.parallel import images_per_group
-from wsl_d2.engine.pretrain_loop import DamagedImagesError
-from wsl_d2.engine.schedule import ConfigError, resolve_schedule
+from wsl_d2.engine.plan import RunPlan, open_plan
 from wsl_d2.engine.trainer import DetectionTrainer, ResumableTrainer, WSLTrainer
-from wsl_d2.hashtags import VocabularyError
-
-# What a user can mend; shown as one line instead of a traceback.
-USER_ERRORS = (
-    ConfigError,
-    DamagedCheckpointError,
-    DamagedImagesError,
-    DownloadError,
-    FloatingPointError,
-    FileNotFoundError,
-    IncompleteLoadError,
-    LostProcessError,
-    PixelStatisticsError,
-    ShardError,
-    UnsavedError,
-    VocabularyError,
-    WorkerError,
-)
+from wsl_d2.errors import ConfigError, UserError
 
 
 def load_config(config_file: str, opts: list[str]) -> CfgNode:
@@ -109,7 +85,7 @@ def _keys(node: CfgNode, prefix: str = "") -> list[str]:
 
 
 @contextlib.contextmanager
-def sole_user_of(output_dir: str) -> Iterator[None]:
+def lock_folder(output_dir: str) -> Iterator[None]:
     """Keeps a second run out of OUTPUT_DIR as long as this one lives, also after a kill at any moment.
 
     Raises:
@@ -132,35 +108,19 @@ def sole_user_of(output_dir: str) -> Iterator[None]:
         lock.release()
 
 
-def is_pretraining(cfg: CfgNode) -> bool:
-    """Whether the config trains a hashtag classifier rather than a detector."""
-    return cfg.MODEL.META_ARCHITECTURE == "HashtagClassifier"
+def trainer_class(plan: RunPlan) -> type[ResumableTrainer]:
+    """The trainer for a run's kind of model."""
+    return WSLTrainer if plan.is_pretraining else DetectionTrainer
 
 
-def trainer_class(cfg: CfgNode) -> type[ResumableTrainer]:
-    """The trainer for the config's kind of model."""
-    return WSLTrainer if is_pretraining(cfg) else DetectionTrainer
-
-
-def _images_per_group(cfg: CfgNode, resume: bool) -> int:
-    """The images of a batch-norm group; a resumed run keeps those it began with unless the config names a number."""
-    saved = None
-    if resume:
-        with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-            with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml")) as file:
-                saved = int(yaml.safe_load(file)["SOLVER"]["IMS_PER_MICRO_BATCH"])
-        comm.synchronize()  # the file is written again in a moment
-    return images_per_group(cfg, saved)
-
-
-def setup(args) -> CfgNode:
-    """Merges the config, registers its datasets, fills in what follows from them, and starts logging.
+def setup(args) -> RunPlan:
+    """Merges the config, opens the run's plan, and starts logging.
 
     Args:
         args: of :func:`argument_parser`, or of ``detectron2.engine.default_argument_parser``.
 
     Returns:
-        The frozen config.
+        The plan, with the frozen config in it.
 
     Raises:
         ConfigError: a key is unknown, or two keys or a key and a dataset contradict each other.
@@ -169,51 +129,27 @@ def setup(args) -> CfgNode:
     register_datasets(cfg)
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         raise ConfigError("MODEL.DEVICE is 'cuda', but no GPU can be used; add `MODEL.DEVICE cpu` to the command.")
-    if is_pretraining(cfg):
-        dataset = training_dataset(cfg)
-        num_classes = cfg.MODEL.HASHTAG_CLASSIFIER.NUM_CLASSES
-        if num_classes not in (0, dataset.num_labels):
-            raise ConfigError(
-                f"MODEL.HASHTAG_CLASSIFIER.NUM_CLASSES is {num_classes}, but the vocabulary of {cfg.DATASETS.TRAIN[0]} "
-                f"({dataset.folder}) has {dataset.num_labels} labels; set it to 0 to follow the vocabulary."
-            )
-        cfg.MODEL.HASHTAG_CLASSIFIER.NUM_CLASSES = dataset.num_labels
-        cfg.SOLVER.IMS_PER_MICRO_BATCH = _images_per_group(cfg, args.resume)
-        resolve_schedule(cfg, build_sampler(cfg, dataset).epoch_length)
-        _check_same_vocabulary(cfg, dataset)
-    cfg.freeze()
+    plan = open_plan(cfg, args.resume)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="wsl_d2")
-    return cfg
-
-
-def _check_same_vocabulary(cfg: CfgNode, dataset) -> None:
-    for name in cfg.DATASETS.TEST:
-        other = get_hashtag_dataset(name)
-        if other.vocabulary_checksum != dataset.vocabulary_checksum:
-            raise ConfigError(
-                f"DATASETS.TEST {name} ({other.folder}) has vocabulary {other.manifest['vocabulary']!r} "
-                f"{other.vocabulary_checksum[:12]}, but DATASETS.TRAIN {cfg.DATASETS.TRAIN[0]} ({dataset.folder}) "
-                f"has {dataset.manifest['vocabulary']!r} {dataset.vocabulary_checksum[:12]}; labels would not agree. "
-                "Prepare both with the same vocabulary.json."
-            )
+    return plan
 
 
 def main(args) -> dict:
     """Runs training, or evaluation with ``--eval-only``, in one process of the job; returns the last results."""
     if getattr(args, "dry_run", False):
         return _dry_run(args)
-    cfg = setup(args)
-    with sole_user_of(cfg.OUTPUT_DIR):
-        return _train_or_evaluate(cfg, args)
+    plan = setup(args)
+    with lock_folder(plan.cfg.OUTPUT_DIR):
+        return _train_or_evaluate(plan, args)
 
 
 def _dry_run(args) -> dict:
     """Builds all of a run in a folder that is removed again, does two iterations and prints its facts."""
     with tempfile.TemporaryDirectory() as folder:
         args.opts = [*args.opts, "OUTPUT_DIR", folder]
-        cfg = setup(args)
-        trainer = trainer_class(cfg)(cfg)
+        plan = setup(args)
+        trainer = trainer_class(plan)(plan)
         trainer.resume_or_load(resume=False)
         facts = dry_run(trainer, args.images_per_second)
     if comm.is_main_process():
@@ -257,8 +193,8 @@ def _setting(text: str) -> tuple[str, int | str]:
     return name, int(value) if value.isdecimal() else value
 
 
-def _train_or_evaluate(cfg: CfgNode, args) -> dict:
-    kind = trainer_class(cfg)
+def _train_or_evaluate(plan: RunPlan, args) -> dict:
+    cfg, kind = plan.cfg, trainer_class(plan)
     if args.eval_only:
         model = kind.build_model(cfg)
         checkpointer = AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
@@ -266,11 +202,11 @@ def _train_or_evaluate(cfg: CfgNode, args) -> dict:
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=True)
         else:
             kind.load_weights(cfg, model, checkpointer, whole=True)
-        results = kind.test(cfg, model)
+        results = evaluate(plan, model)
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
-    trainer = kind(cfg, override_resume=getattr(args, "override_resume", False))
+    trainer = kind(plan, override_resume=getattr(args, "override_resume", False))
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
@@ -295,5 +231,6 @@ def run_command_line() -> None:
             _submit(args, without_cluster_options(sys.argv[1:]))
         else:
             run(args)
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+    except (UserError, FloatingPointError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -11,7 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
-from wsl_d2.engine.schedule import ConfigError
+from wsl_d2.errors import ConfigError
 
 # Whether buffers are copied from rank 0 before each forward pass; newer versions of torch have another word for it.
 _NAMES = inspect.signature(DistributedDataParallel).parameters
@@ -78,29 +78,28 @@ def build_sgd(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
     return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.SGD, **options)
 
 
-def images_per_group(cfg, saved: int | None = None) -> int:
-    """Returns the images of a batch-norm group, which is a micro-batch of one process.
+def ghost_batch_size(cfg, saved: int | None = None) -> int:
+    """Returns the number of images that are normalised together: a micro-batch of one process.
 
     Args:
         cfg: reads SOLVER.IMS_PER_MICRO_BATCH and IMS_PER_BATCH; the first is followed if it is above 0.
-        saved: the images of a group of the run that is resumed, followed otherwise, so that a run keeps its groups on
-            another number of processes.
+        saved: that of the run that is resumed, followed otherwise, so that a run keeps it on any number of processes.
 
     Raises:
-        ConfigError: a process's share of the batch is no multiple of it.
+        ConfigError: the images of a process in each batch are no multiple of it.
     """
     world_size, batch_size = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
     if batch_size % world_size:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH ({batch_size}) must be a multiple of the number of processes ({world_size})."
         )
-    share = batch_size // world_size
-    size = cfg.SOLVER.IMS_PER_MICRO_BATCH or saved or share
-    if size < 0 or share % size:
-        source = "SOLVER.IMS_PER_MICRO_BATCH" if cfg.SOLVER.IMS_PER_MICRO_BATCH else "the batch-norm group of this run"
+    per_process = batch_size // world_size
+    size = cfg.SOLVER.IMS_PER_MICRO_BATCH or saved or per_process
+    if size < 0 or per_process % size:
+        source = "SOLVER.IMS_PER_MICRO_BATCH" if cfg.SOLVER.IMS_PER_MICRO_BATCH else "the ghost batch size of this run"
         raise ConfigError(
-            f"each of {world_size} processes has {share} images of a batch of {batch_size}, which is no multiple of "
-            f"{source} ({size}). Use a number of processes that divides {batch_size / size:g}, the groups of a batch"
-            + (", or another SOLVER.IMS_PER_MICRO_BATCH." if cfg.SOLVER.IMS_PER_MICRO_BATCH else ".")
+            f"each of {world_size} processes has {per_process} images of a batch of {batch_size}, which is no multiple "
+            f"of {source} ({size}). Use a number of processes that divides {batch_size / size:g}, the ghost batches of "
+            "a batch" + (", or another SOLVER.IMS_PER_MICRO_BATCH." if cfg.SOLVER.IMS_PER_MICRO_BATCH else ".")
         )
     return size

@@ -20,12 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 from wsl_d2.data.read.device_decode import decode_batch
 from wsl_d2.engine.agreement import Agreement, Heartbeat
 from wsl_d2.engine.batch_norm import GroupStatistics
+from wsl_d2.errors import UserError
 
 _ALWAYS_ALLOWED_DAMAGED_IMAGES = 8
 _MAX_OVERFLOWS = 20  # of float16 gradients in consecutive steps; GradScaler needs a few to find its scale
 
 
-class DamagedImagesError(RuntimeError):
+class DamagedImagesError(UserError, RuntimeError):
     """More images could not be decoded than ``DATALOADER.MAX_DAMAGED_FRACTION`` allows."""
 
 

@@ -17,7 +17,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from wsl_d2.data.shards import sha256_of
+from wsl_d2.engine.fingerprint import flatten
+from wsl_d2.engine.plan import RunPlan
+from wsl_d2.files import sha256_of
 
 _PACKAGES = ("wsl-d2", "detectron2", "sal-detectron2", "torch", "torchvision", "pycocotools", "numpy")
 
@@ -32,28 +34,29 @@ class WriteRecord(HookBase):
         trainer = self.trainer
         if comm.is_main_process() and trainer.iter >= trainer.max_iter:
             hours = (time.time() - self._start) / 3600
-            record = describe_run(trainer.cfg, trainer.identity, getattr(trainer, "_last_eval_results", {}) or {})
+            record = describe_run(trainer.plan, getattr(trainer, "_last_eval_results", {}) or {})
             record |= {"iterations": trainer.max_iter, "hours_since_last_start": round(hours, 4)}
             path = Path(trainer.cfg.OUTPUT_DIR) / "record.json"
             path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def describe_run(cfg, identity: dict[str, str], results: dict) -> dict:
+def describe_run(plan: RunPlan, results: dict) -> dict:
     """Returns a run's record.
 
     Args:
-        cfg: of the run.
-        identity: of :func:`wsl_d2.engine.run_identity.run_identity`; its hash, with the weights' in place of their
-            path, is the same for runs that compute the same numbers.
+        plan: of the run. The hash of its fingerprint, with the weights' own in place of their path, is the same for
+            runs that compute the same numbers.
         results: task -> metric -> value of the last evaluation.
     """
+    cfg, fingerprint = plan.cfg, plan.fingerprint
     checksum = _checksum(cfg.MODEL.WEIGHTS)
-    text = json.dumps(identity | {"MODEL.WEIGHTS": checksum or cfg.MODEL.WEIGHTS}, sort_keys=True)
+    text = json.dumps(fingerprint | {"MODEL.WEIGHTS": checksum or cfg.MODEL.WEIGHTS}, sort_keys=True)
     return {
         "name": os.path.basename(os.path.normpath(cfg.OUTPUT_DIR)),
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "seed": cfg.SEED,
-        "data": {name: value for name, value in identity.items() if not name.isupper() and "." not in name}
+        "config": flatten(cfg),
+        "data": {name: value for name, value in fingerprint.items() if not name.isupper() and "." not in name}
         | {f"annotations of {name}": checksum for name, checksum in _annotations(cfg).items()},
         "weights": {"path": os.path.relpath(cfg.MODEL.WEIGHTS) if checksum else cfg.MODEL.WEIGHTS, "sha256": checksum},
         "processes": comm.get_world_size(),

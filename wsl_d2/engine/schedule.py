@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-
-class ConfigError(ValueError):
-    """A configuration key has a value that cannot be used."""
+from wsl_d2.errors import ConfigError
 
 
 def resolve_schedule(cfg, images_per_epoch: int) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import logging
-import os
 import shutil
 import weakref
 from collections import OrderedDict
-from functools import cached_property
 
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
 from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
 
 from wsl_d2.checkpoint import (
     IncompleteLoadError,
@@ -23,22 +21,23 @@ from wsl_d2.checkpoint import (
     load_backbone,
     read_checkpoint,
 )
-from wsl_d2.data import build_hashtag_test_loader, build_hashtag_train_loader, build_resumable_detection_train_loader
-from wsl_d2.data.read.loaders import build_sampler, explaining_workers, training_dataset
+from wsl_d2.data.read.detection import build_resumable_detection_train_loader
+from wsl_d2.data.read.loaders import build_hashtag_train_loader, name_dead_workers
 from wsl_d2.engine.agreement import Agreement
 from wsl_d2.engine.batch_norm import average_over_processes, running_statistics
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
 from wsl_d2.engine.efficiency import peak_flops
-from wsl_d2.engine.hooks import ExportBackbone, SaveCheckpoints, StopOnSignal
-from wsl_d2.engine.parallel import build_sgd, data_parallel, images_per_group
+from wsl_d2.engine.evaluate import evaluate
+from wsl_d2.engine.fingerprint import check_fingerprint
+from wsl_d2.engine.hooks import ExportBackbone, PreciseBN, SaveCheckpoints, StopOnSignal
+from wsl_d2.engine.parallel import build_sgd, data_parallel
+from wsl_d2.engine.plan import RunPlan
 from wsl_d2.engine.pretrain_loop import PretrainLoop
 from wsl_d2.engine.random_state import get_random_state, set_random_state
 from wsl_d2.engine.record import WriteRecord
-from wsl_d2.engine.run_identity import check_identity, run_identity
-from wsl_d2.engine.schedule import ConfigError
 from wsl_d2.engine.weight_average import AverageWeights
 from wsl_d2.engine.writers import build_writers
-from wsl_d2.evaluation import FastCOCOEvaluator, HashtagEvaluator
+from wsl_d2.errors import ConfigError
 from wsl_d2.modeling.complexity import multiply_adds_per_image
 
 _CHECKPOINTS_OF_FREE_DISK = 2.2  # room for one, for the next before it replaces the first, and for logs
@@ -47,10 +46,10 @@ _CHECKPOINTS_OF_FREE_DISK = 2.2  # room for one, for the next before it replaces
 class ResumableTrainer(DefaultTrainer):
     """DefaultTrainer whose runs continue exactly: data stream, random numbers, and checkpoints that are always whole.
 
-    Subclasses give ``build_train_loop``, ``build_train_loader(cfg, start_iteration)`` and ``load_weights``.
+    Subclasses give ``build_train_loop``, ``build_loader(start_iteration)`` and ``load_weights``.
 
     Args:
-        cfg: of the run.
+        plan: of the run.
         override_resume: continue a checkpoint of other settings all the same, and note the differences.
 
     Attributes:
@@ -58,9 +57,10 @@ class ResumableTrainer(DefaultTrainer):
         average: the moving average of the weights, or None.
     """
 
-    def __init__(self, cfg, override_resume: bool = False):
+    def __init__(self, plan: RunPlan, override_resume: bool = False):
         TrainerBase.__init__(self)
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = DefaultTrainer.auto_scale_workers(plan.cfg, comm.get_world_size())
+        self.plan = plan
         self.cfg = cfg
         self.override_resume = override_resume
         model = self.build_model(cfg)
@@ -98,6 +98,10 @@ class ResumableTrainer(DefaultTrainer):
         result = [hooks.IterationTimer(), hooks.LRScheduler()]
         if self.average is not None:
             result.append(self.average)
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            result.append(
+                PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, lambda: self.build_loader(0), cfg.TEST.PRECISE_BN.NUM_ITER)
+            )
         result += [saving, hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test)]
         if comm.is_main_process():
             result.append(hooks.PeriodicWriter(build_writers(cfg, self.max_iter), period=cfg.SOLVER.LOG_PERIOD))
@@ -111,10 +115,10 @@ class ResumableTrainer(DefaultTrainer):
 
     def test_all(self) -> OrderedDict:
         """Evaluates the model, and the average of its weights where there is one (names end in "_ema")."""
-        results = self.test(self.cfg, self.model)
+        results = evaluate(self.plan, self.model)
         if self.average is not None:
             self.average.copy_buffers()
-            averaged = self.test(self.cfg, self.average.model)
+            averaged = evaluate(self.plan, self.average.model)
             results |= {f"{task}_ema": values for task, values in averaged.items()}
         return results
 
@@ -126,22 +130,17 @@ class ResumableTrainer(DefaultTrainer):
         if isinstance(self._trainer, PretrainLoop):
             self._trainer.prepare_saving()
 
-    @cached_property
-    def identity(self) -> dict[str, str]:
-        """What must be equal for a checkpoint to be continued, name -> value."""
-        return run_identity(self.cfg)
-
     def state_dict(self) -> dict:
         return super().state_dict() | {
-            "identity": self.identity,
+            "fingerprint": self.plan.fingerprint,
             "random_states": self._random_states,
             "world_size": comm.get_world_size(),
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        check_identity(
-            state_dict["identity"],
-            self.identity,
+        check_fingerprint(
+            state_dict["fingerprint"],
+            self.plan.fingerprint,
             self.cfg.OUTPUT_DIR if comm.is_main_process() else "",
             self.override_resume,
             state_dict["iteration"],
@@ -210,7 +209,7 @@ class ResumableTrainer(DefaultTrainer):
         if comm.is_main_process():
             self.check_disk()
         if self.start_iter < self.max_iter:
-            self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg, self.start_iter))
+            self._trainer.reset_data_loader(lambda: self.build_loader(self.start_iter))
         try:
             return super().train()
         finally:
@@ -222,7 +221,6 @@ class WSLTrainer(ResumableTrainer):
     """Trains a HashtagClassifier on a hashtag dataset; writes ``backbone.pth`` at the end."""
 
     def build_train_loop(self, cfg, model, optimizer) -> PretrainLoop:
-        self.group_size = images_per_group(cfg)
         amp_dtype = cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None
         peak = peak_flops(cfg.SOLVER.PEAK_TFLOPS, amp_dtype is not None)
         plain = getattr(model, "module", model)
@@ -234,7 +232,7 @@ class WSLTrainer(ResumableTrainer):
         return PretrainLoop(
             model,
             optimizer,
-            num_micro_batches=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size() // self.group_size,
+            num_micro_batches=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size() // cfg.SOLVER.IMS_PER_MICRO_BATCH,
             amp_dtype=amp_dtype,
             log_period=cfg.SOLVER.LOG_PERIOD,
             max_iter=cfg.SOLVER.MAX_ITER,
@@ -248,21 +246,10 @@ class WSLTrainer(ResumableTrainer):
             timeout_seconds=cfg.SOLVER.PROCESS_TIMEOUT_SECONDS,
         )
 
-    @cached_property
-    def identity(self) -> dict[str, str]:
-        dataset = training_dataset(self.cfg)
-        facts = {
-            "images of a batch-norm group": self.group_size,
-            "vocabulary": dataset.vocabulary_checksum,
-            "number of images": len(dataset),
-            "SHA-256 of the shards": hashlib.sha256(dataset.table.sha256.tobytes()).hexdigest(),
-        }
-        return run_identity(self.cfg, facts)
-
     def build_hooks(self) -> list:
         cfg = self.cfg
         provenance = {
-            "vocabulary_checksum": training_dataset(cfg).vocabulary_checksum,
+            "vocabulary_checksum": self.plan.fingerprint["vocabulary"],
             "images_seen": cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH,
         }
         return [*super().build_hooks(), ExportBackbone(provenance)]
@@ -271,17 +258,11 @@ class WSLTrainer(ResumableTrainer):
     def build_model(cls, cfg):
         return super().build_model(cfg).to(memory_format=torch.channels_last)
 
-    @classmethod
-    def build_train_loader(cls, cfg, start_iteration: int = 0):
-        return build_hashtag_train_loader(cfg, start_iteration)
-
-    @classmethod
-    def build_test_loader(cls, cfg, dataset_name):
-        return build_hashtag_test_loader(cfg, dataset_name)
-
-    @classmethod
-    def build_evaluator(cls, cfg, dataset_name):
-        return HashtagEvaluator()
+    def build_loader(self, start_iteration: int):
+        assert self.plan.dataset is not None and self.plan.sampler is not None
+        sampler = copy.copy(self.plan.sampler)
+        sampler.start_iteration = start_iteration
+        return build_hashtag_train_loader(self.cfg, self.plan.dataset, sampler)
 
     @classmethod
     def load_weights(cls, cfg, model: torch.nn.Module, checkpointer, whole: bool = False) -> None:
@@ -310,26 +291,9 @@ class WSLTrainer(ResumableTrainer):
                 )
             model.head.load_state_dict({name: source[f"head.{name}"] for name in head})
 
-    def describe_length(self) -> str:
-        """Returns the run's length in images, iterations and epochs; called by all processes together."""
-        sampler = build_sampler(self.cfg, training_dataset(self.cfg))
-        solver = self.cfg.SOLVER
-        images = solver.MAX_ITER * solver.IMS_PER_BATCH
-        return (
-            f"{images:,} images in {solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH}: "
-            f"{images / sampler.epoch_length:.2f} epochs of {sampler.epoch_length:,} draws "
-            f"({self.cfg.DATALOADER.RESAMPLING.MODE} resampling of {sampler.num_images:,} images); "
-            f"peak learning rate {solver.BASE_LR:g}"
-        )
-
     def train(self):
-        logging.getLogger(__name__).info(self.describe_length())
-        noise = self.cfg.DATALOADER.LABEL_NOISE
-        if noise.FRACTION:
-            logging.getLogger(__name__).warning(
-                f"{noise.FRACTION:.0%} of the training labels are replaced (seed {noise.SEED})"
-            )
-        with self._trainer.heartbeat.explaining(), explaining_workers():
+        logging.getLogger(__name__).info(self.plan.describe_length())
+        with self._trainer.heartbeat.explaining(), name_dead_workers():
             return super().train()
 
 
@@ -339,17 +303,8 @@ class DetectionTrainer(ResumableTrainer):
     def build_train_loop(self, cfg, model, optimizer) -> SimpleTrainer:
         return (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, None, optimizer)
 
-    @classmethod
-    def build_train_loader(cls, cfg, start_iteration: int = 0):
-        return build_resumable_detection_train_loader(cfg, start_iteration)
-
-    @classmethod
-    def build_evaluator(cls, cfg, dataset_name):
-        evaluator_type = MetadataCatalog.get(dataset_name).evaluator_type
-        if evaluator_type != "coco":
-            raise ConfigError(f"dataset {dataset_name!r} has evaluator type {evaluator_type!r}; only 'coco' is known.")
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-        return FastCOCOEvaluator(dataset_name, folder, cfg.TEST.FAST_EVAL)
+    def build_loader(self, start_iteration: int):
+        return build_resumable_detection_train_loader(self.cfg, start_iteration)
 
     @classmethod
     def load_weights(cls, cfg, model: torch.nn.Module, checkpointer, whole: bool = False) -> None:

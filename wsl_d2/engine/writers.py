@@ -7,7 +7,7 @@ import logging
 from detectron2.engine import default_writers
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage
 
-from wsl_d2.engine.schedule import ConfigError
+from wsl_d2.errors import ConfigError
 
 
 class GuardedWriter(EventWriter):

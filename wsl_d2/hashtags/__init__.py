@@ -1,8 +1,12 @@
 """Text -> labels: hashtags are normalised and mapped, through WordNet 3.0, to the classes of a vocabulary."""
 
-from .mapping import AMBIGUOUS_POLICIES, DROP_REASONS, HashtagMapping, Mapped
+from wsl_d2.errors import VocabularyError
+
+from .mapping import DROP_REASONS, HashtagMapping, Mapped
 from .normalize import normalize_hashtag
-from .vocabulary import Match, Vocabulary, VocabularyError, read_hashtag_counts
+from .parse import parse_caption, parse_hashtags
+from .policy import AMBIGUOUS_POLICIES, MappingPolicy
+from .vocabulary import Match, Vocabulary, read_hashtag_counts
 from .wordnet import WordNetError, load_wordnet, synset_to_wnid, wnid_to_synset
 
 __all__ = [
@@ -10,12 +14,15 @@ __all__ = [
     "DROP_REASONS",
     "HashtagMapping",
     "Mapped",
+    "MappingPolicy",
     "Match",
     "Vocabulary",
     "VocabularyError",
     "WordNetError",
     "load_wordnet",
     "normalize_hashtag",
+    "parse_caption",
+    "parse_hashtags",
     "read_hashtag_counts",
     "synset_to_wnid",
     "wnid_to_synset",

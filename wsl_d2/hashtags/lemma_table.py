@@ -10,16 +10,16 @@ import functools
 import hashlib
 import io
 import json
-import os
-import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wsl_d2.files import cache_folder, write_atomically
+
 from .normalize import normalize_hashtag
-from .wordnet import cache_folder, find_wordnet, load_wordnet, preferred_senses, synset_to_wnid
+from .wordnet import find_wordnet, load_wordnet, preferred_senses, synset_to_wnid
 
 _FORMAT = 1  # raise it when the content of the arrays changes
 
@@ -146,11 +146,7 @@ def _load(folder: Path) -> LemmaTable:
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(buffer.getvalue())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
+        write_atomically(path, buffer.getvalue())
     except OSError:
         pass  # a cache that cannot be written only costs the next process some seconds
     return LemmaTable(arrays)

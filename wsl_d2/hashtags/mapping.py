@@ -1,7 +1,7 @@
-"""Free-form hashtags -> labels: every step that a hashtag in the wild needs beyond the plain spelling.
+"""Free-form hashtags -> labels: the only way from a hashtag to a label, with every step that one in the wild needs.
 
-`Vocabulary.match` knows spellings of WordNet's lemmas. `HashtagMapping` adds what people do to them, in a fixed order,
-the first that gives a noun wins:
+A hashtag is first brought to a noun of WordNet or a spelling of the vocabulary, in a fixed order; the first that gives
+one wins:
 
 1. as it stands: "#brown_bear", "#BrownBear", "#brownbear" are one spelling;
 2. plural: "#geese", "#brownbears";
@@ -12,28 +12,31 @@ the first that gives a noun wins:
    ("#homemadepizza") or the one before "of" ("#catsofinstagram");
 7. emoji, by name, where there is no text.
 
-A hashtag that none of them turns into a label is dropped, with one of `DROP_REASONS`. Precision goes before recall: a
-few hundred hashtags whose only noun in WordNet is not what people mean ("#canon", "#lit") are listed, with the reason,
-in stop_hashtags.tsv.
+Then the noun's synsets are looked up among the labels; where none of them is one, the nearest label above them within
+the policy's max_distance. A hashtag that gets no label is dropped, with one of `DROP_REASONS`. Precision goes before
+recall: a few hundred hashtags whose only noun in WordNet is not what people mean ("#canon", "#lit") are listed, with
+the reason, in stop_hashtags.tsv.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.resources
 import re
 import unicodedata
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import emoji
 from symspellpy import SymSpell
 
+from wsl_d2.errors import VocabularyError
+
 from .lemma_table import load_lemma_table
 from .normalize import normalize_hashtag
-from .vocabulary import Vocabulary
-
-AMBIGUOUS_POLICIES = ("most_frequent", "drop", "all")
+from .policy import EXACT, MappingPolicy
+from .wordnet import preferred_senses
 
 DROP_REASONS = (
     "no letters",  # empty, punctuation, digits
@@ -53,6 +56,8 @@ DROP_REASONS = (
     "ambiguous",  # several labels, and the policy is to drop such hashtags
 )
 
+_RULES = 2  # raise it whenever the code of this module would give some hashtag another label
+_REMEMBERED = 1_000_000  # hashtags of which a mapping remembers the labels
 _STOP_FILE = Path(__file__).with_name("stop_hashtags.tsv")
 _SHORT_NOUNS = frozenset({"ox", "tv", "uk", "dj", "cd", "pc"})
 _MAX_LETTERS = 100
@@ -95,10 +100,12 @@ class Mapped(NamedTuple):
     Attributes:
         labels: class indices, sorted; empty if it was dropped.
         reason: one of `DROP_REASONS`, or "" if there are labels.
+        distance: hypernym steps from the hashtag's own synset up to the labels'; 0 for a synonym.
     """
 
     labels: tuple[int, ...]
     reason: str
+    distance: int = 0
 
 
 class _Found(NamedTuple):
@@ -106,39 +113,52 @@ class _Found(NamedTuple):
     step: str  # how it was found, or the reason why nothing was
 
 
+class _Candidates(NamedTuple):
+    labels: tuple[int, ...]  # best first
+    distance: int
+
+
+class Labels(Protocol):
+    """What a mapping needs of a vocabulary."""
+
+    name: str
+    synsets: tuple[str, ...]
+    hashtags: tuple[tuple[str, ...], ...]
+    policy: MappingPolicy
+    rules: str
+
+
 class HashtagMapping:
     """Maps free-form hashtags to labels; picklable, deterministic, and total: every string has labels or a reason.
 
     Args:
-        vocabulary: the labels.
-        max_distance: hypernym steps allowed from a hashtag's own synset up to a label; 0 is the strict merge of
-            arXiv 1805.00932.
-        ambiguous: a hashtag with several senses among the labels gets the most frequent one ("most_frequent"), none
-            ("drop"), or all of them ("all").
+        vocabulary: the labels, and the policy by which they are found.
 
     Raises:
-        ValueError: a negative distance or an unknown policy.
         WordNetError: WordNet 3.0 was not found.
+        VocabularyError: the vocabulary was built for other rules than those of this version.
     """
 
-    def __init__(self, vocabulary: Vocabulary, max_distance: int = 0, ambiguous: str = "most_frequent"):
-        if max_distance < 0:
-            raise ValueError(f"max_distance is a number of hypernym steps, 0 or more; got {max_distance}")
-        if ambiguous not in AMBIGUOUS_POLICIES:
-            raise ValueError(f"ambiguous is one of {', '.join(AMBIGUOUS_POLICIES)}; got {ambiguous!r}")
+    def __init__(self, vocabulary: Labels):
         self.vocabulary = vocabulary
-        self.max_distance = max_distance
-        self.ambiguous = ambiguous
+        self.policy = vocabulary.policy
+        if self.policy.matching != EXACT and vocabulary.rules != rules_checksum():
+            raise VocabularyError(
+                f"vocabulary {vocabulary.name!r} was built for the mapping rules {vocabulary.rules}, this version of "
+                f"wsl_d2 has {rules_checksum()} and could give hashtags other labels; build the vocabulary again."
+            )
         self._open()
 
     def _open(self) -> None:
-        self._table = load_lemma_table()
-        self._label_of_synset = {synset: label for label, synset in enumerate(self.vocabulary.synsets)}
         self._label_of_key = {key: label for label, group in enumerate(self.vocabulary.hashtags) for key in group}
-        self._labels_of_key: dict[str, tuple[int, ...]] = {}
+        self._candidates_of_key: dict[str, _Candidates] = {}
+        self._mapped: dict[str, Mapped] = {}
+        if self.policy.matching != EXACT:
+            self._table = load_lemma_table()
+            self._label_of_synset = {synset: label for label, synset in enumerate(self.vocabulary.synsets)}
 
     def __getstate__(self) -> dict:
-        return {name: getattr(self, name) for name in ("vocabulary", "max_distance", "ambiguous")}
+        return {"vocabulary": self.vocabulary, "policy": self.policy}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -146,10 +166,18 @@ class HashtagMapping:
 
     def map(self, hashtag: str) -> Mapped:
         """Returns the labels of a hashtag, with or without its '#', or the reason why it has none."""
-        found = self._find(hashtag)
-        if not found.key:
-            return Mapped((), found.step)
-        return self._to_labels(found.key)
+        mapped = self._mapped.get(hashtag)
+        if mapped is None:
+            if len(self._mapped) >= _REMEMBERED:
+                self._mapped.clear()
+            candidates, reason = self._resolve(self._find(hashtag))
+            mapped = self._mapped[hashtag] = Mapped(tuple(sorted(candidates.labels)), reason, candidates.distance)
+        return mapped
+
+    def best(self, hashtag: str) -> int | None:
+        """Returns the label to take where there can be one only, None if there is none."""
+        candidates, _ = self._resolve(self._find(hashtag))
+        return candidates.labels[0] if candidates.labels else None
 
     def explain(self, hashtag: str) -> list[tuple[str, str]]:
         """Returns every step of :meth:`map` as (step, what came out), for people to read."""
@@ -158,38 +186,45 @@ class HashtagMapping:
         if not found.key:
             return [*steps, ("dropped", found.step)]
         steps.append(("noun", f"{found.key} ({found.step})"))
-        for rank, synset in enumerate(self._table.senses.get(found.key, ()), start=1):
+        senses = self._table.senses.get(found.key, ()) if self.policy.matching != EXACT else ()
+        for rank, synset in enumerate(senses, start=1):
             label = self._label_of_synset.get(synset)
             steps.append((f"sense {rank}", synset + (f" is label {label}" if label is not None else "")))
-        mapped = self._to_labels(found.key)
-        for label in mapped.labels:
+        candidates, reason = self._resolve(found)
+        above = f", {candidates.distance} above it" if candidates.distance else ""
+        for label in sorted(candidates.labels):
             names = ", ".join(self.vocabulary.hashtags[label][:4])
-            steps.append(("label", f"{label}: {self.vocabulary.synsets[label]} ({names})"))
-        return steps if mapped.labels else [*steps, ("dropped", mapped.reason)]
+            steps.append(("label", f"{label}: {self.vocabulary.synsets[label]} ({names}){above}"))
+        return steps if candidates.labels else [*steps, ("dropped", reason)]
 
-    def _to_labels(self, key: str) -> Mapped:
-        labels = self._labels_of_key.get(key)
-        if labels is None:
-            labels = self._labels_of_key[key] = self._labels(key)
-        if not labels:
-            return Mapped((), "not in the vocabulary")
-        if len(labels) > 1:
-            if self.ambiguous == "drop":
-                return Mapped((), "ambiguous")
-            if self.ambiguous == "most_frequent":
-                return Mapped(labels[:1], "")
-        return Mapped(tuple(sorted(labels)), "")
+    def _resolve(self, found: _Found) -> tuple[_Candidates, str]:
+        """The labels that the policy gives to a noun, best first, or the reason why it has none."""
+        nothing = _Candidates((), 0)
+        if not found.key:
+            return nothing, found.step
+        candidates = self._candidates_of_key.get(found.key)
+        if candidates is None:
+            candidates = self._candidates_of_key[found.key] = self._candidates(found.key)
+        if not candidates.labels:
+            return nothing, "not in the vocabulary"
+        if len(candidates.labels) > 1:
+            if self.policy.ambiguous == "drop":
+                return nothing, "ambiguous"
+            if self.policy.ambiguous == "most_frequent":
+                candidates = _Candidates(candidates.labels[:1], candidates.distance)
+        return candidates, ""
 
-    def _labels(self, key: str) -> tuple[int, ...]:
+    def _candidates(self, key: str) -> _Candidates:
         """The labels a noun can have, best first: synonyms, or else the nearest above any of its senses."""
         own = self._label_of_key.get(key)
         labels = [own] if own is not None else []
+        if self.policy.matching == EXACT:
+            return _Candidates(tuple(labels), 0)
         level = list(self._table.senses.get(key, ()))
         labels += [self._label_of_synset[synset] for synset in level if synset in self._label_of_synset]
         seen = set(level)
-        for _ in range(self.max_distance):
-            if labels:
-                break
+        distance = 0
+        while not labels and level and distance < self.policy.max_distance:
             above = []
             for synset in level:
                 for parent in self._table.parents(synset):
@@ -197,8 +232,9 @@ class HashtagMapping:
                         seen.add(parent)
                         above.append(parent)
             level = above
+            distance += 1
             labels = [self._label_of_synset[synset] for synset in level if synset in self._label_of_synset]
-        return tuple(dict.fromkeys(labels))
+        return _Candidates(tuple(dict.fromkeys(labels)), distance if labels else 0)
 
     def _is_noun(self, key: str) -> bool:
         return key in self._table.senses or key in self._label_of_key
@@ -206,6 +242,8 @@ class HashtagMapping:
     def _find(self, hashtag: str) -> _Found:
         text = _without_sign(hashtag)
         key = normalize_hashtag(text)
+        if self.policy.matching == EXACT:
+            return _Found(key, "as it stands") if key in self._label_of_key else _Found("", "not in the vocabulary")
         if not any(character.isalpha() for character in key):
             return self._find_emoji(text)
         if len(key) > _MAX_LETTERS:
@@ -333,6 +371,14 @@ class HashtagMapping:
                 if candidate not in stop_hashtags() and self._is_noun(candidate) and len(candidate) > 2:
                     return candidate
         return ""
+
+
+@functools.cache
+def rules_checksum() -> str:
+    """Returns a digest of all that decides a label beside the vocabulary and WordNet: this code's version, the stop
+    hashtags and the preferred senses."""
+    content = repr((_RULES, sorted(stop_hashtags().items()), sorted(preferred_senses().items())))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @functools.cache

@@ -15,7 +15,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .mapping import HashtagMapping
 from .vocabulary import Vocabulary
 
 # Sizes after merging, in hashtags, as arXiv 1805.00932 names its vocabularies, and why ours differ.
@@ -35,22 +34,21 @@ _PAPER = {
 _SHOWN = 15
 
 
-def describe_vocabulary(
-    vocabulary: Vocabulary, counts: Mapping[str, int] | None = None, mapping: HashtagMapping | None = None
-) -> dict[str, Any]:
+def describe_vocabulary(vocabulary: Vocabulary, counts: Mapping[str, int] | None = None) -> dict[str, Any]:
     """Gathers the facts of a vocabulary.
 
     Args:
         vocabulary: any.
         counts: raw hashtag -> number of images of a corpus; coverage, head and tail need them.
-        mapping: how hashtags are mapped; strict by default.
 
     Returns:
         Sizes, the paper's size and the reason for a difference, ambiguous hashtags, and with counts the coverage of
         the corpus (by image-tag pairs and by distinct hashtags), drops by reason, and images per label.
     """
-    mapping = mapping or HashtagMapping(vocabulary)
-    everything = HashtagMapping(vocabulary, mapping.max_distance, "all")
+    mapping = vocabulary.mapping
+    everything = Vocabulary(
+        vocabulary.name, vocabulary.synsets, vocabulary.hashtags, policy=vocabulary.policy._replace(ambiguous="all")
+    ).mapping
     hashtags = [hashtag for group in vocabulary.hashtags for hashtag in group]
     ambiguous = {key: labels for key in hashtags if len(labels := everything.map(key).labels) > 1}
     paper = _PAPER.get(vocabulary.name)
@@ -61,8 +59,7 @@ def describe_vocabulary(
         "num_hashtags": len(hashtags),
         "paper_size": paper[0] if paper else None,
         "why_different": paper[1] if paper else None,
-        "max_distance": mapping.max_distance,
-        "ambiguous_policy": mapping.ambiguous,
+        "policy": vocabulary.policy._asdict(),
         "num_ambiguous": len(ambiguous),
         "ambiguous": {key: [vocabulary.synsets[label] for label in ambiguous[key]] for key in sorted(ambiguous)[:100]},
         "built_with": vocabulary.built_with,
@@ -74,7 +71,7 @@ def describe_vocabulary(
     examples: dict[str, list[tuple[str, int]]] = {}
     mapped_pairs = mapped_distinct = 0
     for hashtag, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        labels, reason = mapping.map(hashtag)
+        labels, reason, _ = mapping.map(hashtag)
         if labels:
             mapped_pairs += count
             mapped_distinct += 1

@@ -4,32 +4,32 @@ A vocabulary is a list of noun synsets, its labels, each with the hashtags that 
 synset are synonyms ("brownbear" and "ursusarctos") and share its label.
 """
 
-import functools
 import hashlib
 import json
 import os
-import tempfile
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from wsl_d2.errors import VocabularyError
+from wsl_d2.files import write_atomically
+
+from .mapping import HashtagMapping, rules_checksum
 from .normalize import normalize_hashtag
-from .wordnet import WORDNET_VERSION, load_wordnet, preferred_senses, synset_to_wnid, wnid_to_synset
+from .policy import EXACT, MappingPolicy
+from .wordnet import WORDNET_VERSION, preferred_senses, synset_to_wnid, wnid_to_synset
 
 FORMAT = "wsl_d2 vocabulary"
-FORMAT_VERSION = 1
-BUILTIN_NAMES = ("1.5k", "8.5k", "17k", "coco")
+FORMAT_VERSION = 2
+# Built-in vocabularies and the hypernym steps that they allow by default, chosen by measured precision (README.md).
+BUILTIN_NAMES = {"1.5k": 0, "8.5k": 0, "17k": 0, "coco": 0}
 NUM_MOST_FREQUENT = 8500  # labels of "8.5k"
 
 _IMAGENET_1K_FILE = Path(__file__).with_name("imagenet1k_synsets.txt")
 _COCO_FILE = Path(__file__).with_name("coco_synsets.tsv")
-
-
-class VocabularyError(ValueError):
-    """A vocabulary file is damaged, of another version, or not a vocabulary at all."""
 
 
 class Match(NamedTuple):
@@ -47,16 +47,18 @@ class Match(NamedTuple):
 
 
 class Vocabulary:
-    """An ordered set of noun synsets with the hashtags that name them; maps hashtags to labels.
+    """An ordered set of noun synsets with the hashtags that name them, and the policy by which hashtags find them.
 
-    Make one with `Vocabulary.build` or `Vocabulary.load`; it does not change afterwards. Mapping with
-    `max_distance=0`, the default, is a dictionary look-up and needs no WordNet.
+    Make one with `Vocabulary.build` or `Vocabulary.load`; it does not change afterwards. It alone decides the label of
+    every hashtag.
 
     Attributes:
-        name: "1.5k", "8.5k", "17k" or a free name.
+        name: "1.5k", "8.5k", "17k", "coco" or a free name.
         synsets: WordNet ids in label order, which is their sorted order.
         hashtags: for each label, the normalised hashtags that stand for it.
-        checksum: SHA-256 (hexadecimal) of synsets, hashtags and WordNet version; the name does not enter.
+        policy: how a hashtag becomes a label.
+        rules: version of the mapping's own rules that it was built for, see `rules_checksum`.
+        checksum: SHA-256 (hexadecimal) of all that decides a label; the name does not enter.
         built_with: how it was built, for people to read.
     """
 
@@ -66,6 +68,8 @@ class Vocabulary:
         synsets: Sequence[str],
         hashtags: Sequence[Sequence[str]],
         built_with: Mapping[str, Any] | None = None,
+        policy: MappingPolicy | None = None,
+        rules: str | None = None,
     ) -> None:
         """Most callers want `build` or `load`.
 
@@ -77,13 +81,15 @@ class Vocabulary:
         self.synsets = tuple(synsets)
         self.hashtags = tuple(tuple(group) for group in hashtags)
         self.built_with = dict(built_with or {})
+        self.policy = (policy or MappingPolicy()).check()
+        self.rules = rules if rules is not None else "" if self.policy.matching == EXACT else rules_checksum()
         if not self.synsets:
             raise VocabularyError(f"vocabulary {name!r} has no labels; it needs at least one synset")
         if len(self.synsets) != len(self.hashtags):
             raise VocabularyError(
                 f"vocabulary {name!r} has {len(self.synsets)} synsets but {len(self.hashtags)} groups of hashtags"
             )
-        self._label_of_hashtag: dict[str, int] = {}
+        label_of_hashtag: dict[str, int] = {}
         for label, group in enumerate(self.hashtags):
             if not group:
                 raise VocabularyError(f"vocabulary {name!r}: label {label} ({self.synsets[label]}) has no hashtag")
@@ -93,14 +99,28 @@ class Vocabulary:
                         f"vocabulary {name!r}: hashtag {hashtag!r} of label {label} is not in normalised "
                         f"form ({normalize_hashtag(hashtag)!r})"
                     )
-                other = self._label_of_hashtag.setdefault(hashtag, label)
+                other = label_of_hashtag.setdefault(hashtag, label)
                 if other != label:
                     raise VocabularyError(f"vocabulary {name!r}: hashtag {hashtag!r} has labels {other} and {label}")
-        self._label_of_synset = {wnid: label for label, wnid in enumerate(self.synsets)}
-        if len(self._label_of_synset) != len(self.synsets):
-            twice = sorted({wnid for wnid in self.synsets if self.synsets.count(wnid) > 1})
-            raise VocabularyError(f"vocabulary {name!r}: synsets occur twice: {', '.join(twice[:5])}")
-        self.checksum = _checksum(self.synsets, self.hashtags, WORDNET_VERSION)
+        if twice := [wnid for wnid, count in Counter(self.synsets).items() if count > 1]:
+            raise VocabularyError(f"vocabulary {name!r}: synsets occur twice: {', '.join(sorted(twice)[:5])}")
+        self.checksum = _checksum(self.synsets, self.hashtags, WORDNET_VERSION, self.policy, self.rules)
+        self._mapping: HashtagMapping | None = None
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_mapping": None}
+
+    @property
+    def mapping(self) -> HashtagMapping:
+        """The mapping from hashtags to labels, opened when it is first asked for.
+
+        Raises:
+            WordNetError: WordNet 3.0 was not found.
+            VocabularyError: the vocabulary was built for other rules than those of this version.
+        """
+        if self._mapping is None:
+            self._mapping = HashtagMapping(self)
+        return self._mapping
 
     @classmethod
     def build(
@@ -109,6 +129,9 @@ class Vocabulary:
         wordnet: Any,
         counts: Mapping[str, int] | None = None,
         synsets: Iterable[str] | None = None,
+        *,
+        max_distance: int | None = None,
+        ambiguous: str = "most_frequent",
     ) -> "Vocabulary":
         """Builds a vocabulary from WordNet.
 
@@ -121,61 +144,73 @@ class Vocabulary:
 
         Args:
             name: "1.5k": the 1,000 synsets of ImageNet-1k. "coco": COCO's 80 categories. "17k": all noun synsets; with
-                `counts`, those seen at least once. "8.5k": the 8,500 labels of "17k" that most images carry. Any other
-                name, with `synsets`.
+                `counts`, those that the mapping gives to any counted hashtag. "8.5k": the 8,500 of these that most
+                images carry. Any other name, with `synsets`.
             wordnet: the reader that `load_wordnet()` returns.
-            counts: hashtag -> number of images; spellings that normalise alike are added up. "8.5k" needs
-                them, "17k" can use them, other names ignore them.
+            counts: hashtag, as people write it -> number of images. "8.5k" needs them, "17k" can use them, other names
+                ignore them.
             synsets: WordNet ids such as "n02084071", in any order, for a free name only.
+            max_distance, ambiguous: see `MappingPolicy`; by default the distance of `BUILTIN_NAMES`, 0 for a free name.
 
         Returns:
             The vocabulary; labels follow the sorted ids, so the order of the input does not matter.
 
         Raises:
             ValueError: counts missing for "8.5k", or without any hashtag of WordNet; a free name without
-                `synsets` or a built-in one with them; a synset id that WordNet 3.0 does not have.
+                `synsets` or a built-in one with them; a synset id that WordNet 3.0 does not have; an unknown policy.
         """
         if name in BUILTIN_NAMES and synsets is not None:
-            raise ValueError(
+            raise VocabularyError(
                 f"vocabulary {name!r} is built in and chooses its own synsets; give another name with synsets="
             )
         if name not in BUILTIN_NAMES and synsets is None:
-            raise ValueError(
+            raise VocabularyError(
                 f"unknown vocabulary {name!r}; choose one of {', '.join(BUILTIN_NAMES)}, or give "
                 "synsets=[...] for a name of your own"
             )
         if name == "8.5k" and counts is None:
-            raise ValueError(
+            raise VocabularyError(
                 "vocabulary '8.5k' is the most frequent 8,500 labels of '17k' and needs counts (hashtag -> "
-                "number of images); tools/build_vocabulary.py takes them with --counts FILE"
+                "number of images), --counts FILE"
             )
-        if name in ("17k", "8.5k"):
-            members = list(wordnet.all_synsets("n"))
-        else:
+        distance = BUILTIN_NAMES.get(name, 0) if max_distance is None else max_distance
+        policy = MappingPolicy(max_distance=distance, ambiguous=ambiguous).check()
+        chosen_one_by_one = name not in ("17k", "8.5k")
+        if chosen_one_by_one:
             builtin = {"1.5k": imagenet_1k_synsets, "coco": coco_synsets}
             wnids = sorted(set(builtin[name]() if synsets is None else synsets))
             members = [wnid_to_synset(wordnet, wnid) for wnid in wnids]
+        else:
+            members = list(wordnet.all_synsets("n"))
         merged = _merge_synonyms(wordnet, members)
-
         built_with: dict[str, Any] = {"num_synsets_given": len(members)}
-        if name not in ("17k", "8.5k"):
+        if chosen_one_by_one:
             lost = [synset for synset in members if synset_to_wnid(synset) not in merged]
             built_with["disambiguated"] = _disambiguate(lost, merged)
-        if name in ("17k", "8.5k") and counts is not None:
-            image_counts = _count_labels(merged, counts)
-            if not image_counts:
-                raise ValueError(
+        elif counts is not None:
+            everything = cls(name, sorted(merged), [merged[wnid] for wnid in sorted(merged)], policy=policy)
+            image_counts = count_labels(everything, counts)
+            kept = sorted(image_counts, key=lambda wnid: (-image_counts[wnid], wnid))
+            if not kept:
+                raise VocabularyError(
                     f"none of the {len(counts)} counted hashtags is a noun of WordNet; counts must map "
                     "hashtags such as 'brownbear' to numbers of images"
                 )
-            kept = sorted(image_counts, key=lambda wnid: (-image_counts[wnid], wnid))
             if name == "8.5k":
                 kept = kept[:NUM_MOST_FREQUENT]
             merged = {wnid: merged[wnid] for wnid in kept}
             built_with["num_hashtags_counted"] = len(counts)
             built_with["smallest_image_count"] = image_counts[kept[-1]]
         wnids = sorted(merged)
-        return cls(name, wnids, [merged[wnid] for wnid in wnids], built_with)
+        vocabulary = cls(name, wnids, [merged[wnid] for wnid in wnids], built_with, policy)
+        if chosen_one_by_one:
+            vocabulary.built_with["unreachable"] = vocabulary._unreachable()
+        return vocabulary
+
+    def _unreachable(self) -> list[str]:
+        """The synsets whose spellings are all given to another label or dropped."""
+        reached = {label for group in self.hashtags for label in self.labels(group).tolist()}
+        return [synset for label, synset in enumerate(self.synsets) if label not in reached]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
@@ -186,34 +221,37 @@ class Vocabulary:
                 checksum disagrees with its content; the message names the file and both values.
         """
         path = Path(path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # malformed JSON or UTF-8
-            raise VocabularyError(f"{path} is not a vocabulary file: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise VocabularyError(f"{path} is not a vocabulary file: its format is {found!r}, expected {FORMAT!r}")
-        for key, expected in (("format_version", FORMAT_VERSION), ("wordnet_version", WORDNET_VERSION)):
-            if content.get(key) != expected:
-                raise VocabularyError(
-                    f"{path} has {key} {content.get(key)!r}, but this version of wsl_d2 reads {expected!r}; "
-                    "build the vocabulary again with tools/build_vocabulary.py"
-                )
+        content = _read_content(path)
         synsets, hashtags = content.get("synsets"), content.get("hashtags")
         if not isinstance(synsets, list) or not _all_strings(synsets):
             raise VocabularyError(f"{path}: 'synsets' must be a list of strings")
         if not isinstance(hashtags, list) or not all(isinstance(x, list) and _all_strings(x) for x in hashtags):
             raise VocabularyError(f"{path}: 'hashtags' must be a list of lists of strings")
-        actual = _checksum(synsets, hashtags, content["wordnet_version"])
+        try:
+            policy = MappingPolicy(**content.get("policy", {})).check()
+        except (TypeError, ValueError) as error:
+            raise VocabularyError(f"{path}: 'policy' cannot be read ({error})") from error
+        rules = str(content.get("rules"))
+        actual = _checksum(synsets, hashtags, content["wordnet_version"], policy, rules)
         if content.get("checksum") != actual:
             raise VocabularyError(
                 f"{path} is damaged or was edited: it states checksum {content.get('checksum')!r}, but its "
                 f"content has {actual!r}; build it again or restore it from where it came"
             )
         try:
-            return cls(str(content.get("name")), synsets, hashtags, content.get("built_with") or {})
+            return cls(str(content.get("name")), synsets, hashtags, content.get("built_with") or {}, policy, rules)
         except VocabularyError as error:
             raise VocabularyError(f"{path}: {error}") from error
+
+    @staticmethod
+    def read_name_and_checksum(path: str | os.PathLike[str]) -> tuple[str, str]:
+        """Returns what a vocabulary file states about itself, for those who do not need the rest.
+
+        Raises:
+            VocabularyError: the file is not a vocabulary, or of another format or WordNet version.
+        """
+        content = _read_content(Path(path))
+        return str(content.get("name")), str(content.get("checksum"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the vocabulary as JSON; a kill at any moment leaves the old file or the new one, whole."""
@@ -223,6 +261,8 @@ class Vocabulary:
             "format_version": FORMAT_VERSION,
             "name": self.name,
             "wordnet_version": WORDNET_VERSION,
+            "policy": self.policy._asdict(),
+            "rules": self.rules,
             "built_with": self.built_with,
             "checksum": self.checksum,
             "synsets": self.synsets,
@@ -230,17 +270,7 @@ class Vocabulary:
         }
         lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write("{\n" + lines + "\n}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes files that other users of the dataset could not read
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(path, "{\n" + lines + "\n}\n")
 
     def __len__(self) -> int:
         """The number of labels, which is the number of classes of a classifier."""
@@ -248,7 +278,7 @@ class Vocabulary:
 
     def __repr__(self) -> str:
         return (
-            f"Vocabulary({self.name!r}, {len(self)} labels, {len(self._label_of_hashtag)} hashtags, "
+            f"Vocabulary({self.name!r}, {len(self)} labels, {sum(map(len, self.hashtags))} hashtags, "
             f"checksum {self.checksum[:8]})"
         )
 
@@ -258,65 +288,27 @@ class Vocabulary:
     def __hash__(self) -> int:
         return hash(self.checksum)
 
-    def match(self, hashtag: str, max_distance: int = 0) -> Match | None:
-        """Maps a hashtag to its closest synset in the vocabulary.
-
-        An exact synonym comes first, at distance 0. Otherwise the nearest hypernym (more general concept) of
-        any of the hashtag's noun senses that is in the vocabulary; of equally near ones, that of the more
-        frequent sense, then the smaller id.
-
-        Args:
-            hashtag: in any spelling; it is normalised.
-            max_distance: hypernym steps allowed. 0, the default, is the strict merge of arXiv 1805.00932 and
-                needs no WordNet; more opens WordNet with `load_wordnet()` at the first hashtag that is no
-                synonym.
+    def match(self, hashtag: str) -> Match | None:
+        """Maps a hashtag, in any spelling, to its closest synset in the vocabulary; see `wsl_d2.hashtags.mapping`.
 
         Returns:
-            The match, or None if the vocabulary has nothing close enough.
-
-        Raises:
-            ValueError: `max_distance` is negative.
+            The match, with the most frequent sense where the policy admits several; None if the hashtag has no label.
         """
-        if max_distance < 0:
-            raise ValueError(f"max_distance is a number of hypernym steps, 0 or more; got {max_distance}")
-        key = normalize_hashtag(hashtag)
-        label = self._label_of_hashtag.get(key)
-        if label is not None:
-            return Match(label, self.synsets[label], 0)
-        if max_distance == 0 or not key:
-            return None
-        return self._nearest_hypernym(key, max_distance)
+        mapped = self.mapping.map(hashtag)
+        label = mapped.labels[0] if len(mapped.labels) == 1 else self.mapping.best(hashtag)
+        return None if label is None else Match(label, self.synsets[label], mapped.distance)
 
-    def labels(self, hashtags: Iterable[str], max_distance: int = 0) -> np.ndarray:
+    def labels(self, hashtags: Iterable[str]) -> np.ndarray:
         """Maps an image's hashtags to its labels.
 
         Args:
-            hashtags: any number, in any spelling; those that match nothing are left out.
-            max_distance: see `match`.
+            hashtags: any number, in any spelling; those that have no label are left out.
 
         Returns:
-            (K,) int64, sorted, each label once; empty if no hashtag matches.
+            (K,) int64, sorted, each label once; empty if no hashtag has a label.
         """
-        matches = (self.match(hashtag, max_distance) for hashtag in hashtags)
-        return np.array(sorted({match.label for match in matches if match is not None}), dtype=np.int64)
-
-    def _nearest_hypernym(self, key: str, max_distance: int) -> Match | None:
-        wordnet = load_wordnet()
-        level = list(_senses(wordnet, key))
-        seen = set(level)
-        for distance in range(max_distance + 1):
-            for synset in level:
-                label = self._label_of_synset.get(synset_to_wnid(synset))
-                if label is not None:
-                    return Match(label, self.synsets[label], distance)
-            above = []
-            for synset in level:
-                for hypernym in sorted(synset.hypernyms() + synset.instance_hypernyms(), key=synset_to_wnid):
-                    if hypernym not in seen:
-                        seen.add(hypernym)
-                        above.append(hypernym)
-            level = above
-        return None
+        found = {label for hashtag in hashtags for label in self.mapping.map(hashtag).labels}
+        return np.array(sorted(found), dtype=np.int64)
 
 
 def imagenet_1k_synsets() -> list[str]:
@@ -338,34 +330,74 @@ def read_hashtag_counts(path: str | os.PathLike[str]) -> dict[str, int]:
             with one `hashtag<TAB>number` a line.
 
     Raises:
-        ValueError: a line or entry is not of that form; the message names the file and the line.
+        VocabularyError: a line or entry is not of that form, or there is none; the message names the file and the line.
     """
     path = Path(path)
     counts: dict[str, int] = {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VocabularyError(f"{path} cannot be read: {error}") from error
+    entries: list[tuple[str, str, Any]] = []
     if path.suffix == ".json":
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise VocabularyError(f"{path}: not valid JSON ({error})") from error
         if not isinstance(content, dict):
-            raise ValueError(f"{path}: expected a JSON object of hashtag -> number of images")
+            raise VocabularyError(f"{path}: expected a JSON object of hashtag -> number of images")
         entries = [(f"entry {hashtag!r}", hashtag, count) for hashtag, count in content.items()]
     else:
-        entries = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
-                hashtag, _, count = line.rpartition("\t")
+                hashtag, _, count = line.rstrip("\r").rpartition("\t")
                 entries.append((f"line {number}", hashtag, int(count) if count.strip().isdecimal() else None))
     for place, hashtag, count in entries:
         if not hashtag or not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise ValueError(f"{path}, {place}: expected a hashtag and its number of images, 0 or more")
+            raise VocabularyError(f"{path}, {place}: expected a hashtag, a tab and its number of images, 0 or more")
         counts[hashtag] = counts.get(hashtag, 0) + count
+    if not counts:
+        raise VocabularyError(f"{path}: there is no hashtag in it")
     return counts
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise VocabularyError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # malformed JSON or UTF-8
+        raise VocabularyError(f"{path} is not a vocabulary file: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise VocabularyError(f"{path} is not a vocabulary file: its format is {found!r}, expected {FORMAT!r}")
+    for key, expected in (("format_version", FORMAT_VERSION), ("wordnet_version", WORDNET_VERSION)):
+        if content.get(key) != expected:
+            raise VocabularyError(
+                f"{path} has {key} {content.get(key)!r}, but this version of wsl_d2 reads {expected!r}; "
+                "build the vocabulary again"
+            )
+    return content
 
 
 def _all_strings(items: Iterable[object]) -> bool:
     return all(isinstance(item, str) for item in items)
 
 
-def _checksum(synsets: Sequence[str], hashtags: Sequence[Sequence[str]], wordnet_version: str) -> str:
-    content = {"hashtags": hashtags, "synsets": synsets, "wordnet_version": wordnet_version}
+def _checksum(
+    synsets: Sequence[str],
+    hashtags: Sequence[Sequence[str]],
+    wordnet_version: str,
+    policy: MappingPolicy,
+    rules: str,
+) -> str:
+    content = {
+        "hashtags": hashtags,
+        "synsets": synsets,
+        "wordnet_version": wordnet_version,
+        "policy": policy._asdict(),
+        "rules": rules,
+    }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
@@ -416,29 +448,15 @@ def _disambiguate(lost: Iterable[Any], merged: dict[str, list[str]]) -> dict[str
     return given
 
 
-def _count_labels(merged: Mapping[str, Sequence[str]], counts: Mapping[str, int]) -> dict[str, int]:
-    """Number of images per synset, for the synsets that have any."""
-    normalised: dict[str, int] = defaultdict(int)
+def count_labels(vocabulary: Vocabulary, counts: Mapping[str, int]) -> dict[str, int]:
+    """Returns synset -> number of images, for the labels that the mapping gives to any of the counted hashtags.
+
+    Args:
+        vocabulary: any.
+        counts: hashtag -> number of images. An image that carries two spellings of a label counts twice.
+    """
+    images: Counter[str] = Counter()
     for hashtag, count in counts.items():
-        normalised[normalize_hashtag(hashtag)] += count
-    sums = {wnid: sum(normalised.get(hashtag, 0) for hashtag in group) for wnid, group in merged.items()}
-    return {wnid: count for wnid, count in sums.items() if count > 0}
-
-
-@functools.lru_cache(maxsize=2)
-def _lemmas_by_hashtag(wordnet: Any) -> dict[str, list[str]]:
-    """Normalised hashtag -> noun lemmas written so ("recreation": also "re-creation")."""
-    lemmas = defaultdict(list)
-    for lemma in sorted(wordnet.all_lemma_names("n")):
-        lemmas[normalize_hashtag(lemma)].append(lemma)
-    return dict(lemmas)
-
-
-def _senses(wordnet: Any, key: str) -> list[Any]:
-    """Noun synsets that a normalised hashtag can mean, the most frequent sense first."""
-    ranked: dict[Any, tuple[int, str]] = {}
-    for lemma in _lemmas_by_hashtag(wordnet).get(key, ()):
-        for rank, synset in enumerate(wordnet.synsets(lemma, "n")):
-            claim = (rank, synset_to_wnid(synset))
-            ranked[synset] = min(ranked.get(synset, claim), claim)
-    return sorted(ranked, key=ranked.__getitem__)
+        for label in vocabulary.mapping.map(hashtag).labels:
+            images[vocabulary.synsets[label]] += count
+    return {wnid: count for wnid, count in images.items() if count > 0}

@@ -15,6 +15,9 @@ from typing import Any
 import nltk.data
 from nltk.corpus.reader.wordnet import Synset, WordNetCorpusReader
 
+from wsl_d2.errors import UserError
+from wsl_d2.files import cache_folder
+
 WORDNET_VERSION = "3.0"
 
 REQUIRED_FILES = (
@@ -44,7 +47,7 @@ _HOW_TO_GET = (
 )
 
 
-class WordNetError(ValueError):
+class WordNetError(UserError, ValueError):
     """WordNet 3.0 was not found, is incomplete, or another version was found in its place."""
 
 
@@ -64,13 +67,8 @@ class _WordNet30Reader(WordNetCorpusReader):
         return super().open(file)
 
 
-def cache_folder() -> Path:
-    """The folder for fetched data: $WSL_D2_CACHE, or ~/.cache/wsl_d2."""
-    return Path(os.environ.get("WSL_D2_CACHE") or Path.home() / ".cache" / "wsl_d2").expanduser()
-
-
 def _search_folders() -> list[Path]:
-    folders = [cache_folder() / "wordnet-3.0"]
+    folders = [cache_folder("wordnet-3.0")]
     folders.extend(Path(str(root)) / "corpora" / "wordnet" for root in nltk.data.path)
     folders.append(Path("/usr/share/wordnet"))
     return folders

@@ -42,12 +42,13 @@ from pathlib import Path
 import yaml
 
 from wsl_d2.analysis.records import read_metrics
+from wsl_d2.errors import UserError
 
 _STAGE_KEYS = {"axes", "needs", "command", "done", "seconds", "all_cores"}
 _REPORT_KEYS = {"scaling": {"kind", "x", "series", "y"}, "levels": {"kind", "x", "baseline", "y"}}
 
 
-class StudyError(ValueError):
+class StudyError(UserError, ValueError):
     """A study file is wrong, or a folder holds runs of another study."""
 
 

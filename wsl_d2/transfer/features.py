@@ -16,12 +16,13 @@ from tqdm import tqdm
 
 from wsl_d2.data import HashtagDataset
 from wsl_d2.data.read.loaders import collate
+from wsl_d2.errors import UserError
 from wsl_d2.modeling import HashtagClassifier
 
 _BATCHES_BETWEEN_FLUSHES = 50
 
 
-class ProbeError(ValueError):
+class ProbeError(UserError, ValueError):
     """A dataset, backbone or option with which no linear probe is possible."""
 
 

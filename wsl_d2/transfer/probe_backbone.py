@@ -20,7 +20,7 @@ from wsl_d2.checkpoint import check_pixel_statistics, load_backbone
 from wsl_d2.data import HashtagDataset, register_datasets
 from wsl_d2.data.read.loaders import get_hashtag_dataset
 from wsl_d2.data.read.mapper import HashtagMapper
-from wsl_d2.data.shards import sha256_of
+from wsl_d2.files import sha256_of
 from wsl_d2.hashtags import Vocabulary
 from wsl_d2.transfer.features import Features, ProbeError, extract_features, feature_key
 from wsl_d2.transfer.linear_probe import L2_GRID, few_shot_rows, linear_probe

@@ -6,10 +6,12 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from toy_data import open_train_loader
 
 from wsl_d2 import add_wsl_config
-from wsl_d2.data import build_hashtag_test_loader, build_hashtag_train_loader, register_hashtag_dataset
-from wsl_d2.data.read.loaders import WorkerError, collate
+from wsl_d2.data import HashtagDataset, register_hashtag_dataset
+from wsl_d2.data.read.loaders import WorkerError, build_hashtag_test_loader, collate
+from wsl_d2.data.read.mapper import HashtagMapper
 
 
 @pytest.fixture()
@@ -32,7 +34,7 @@ def cfg(hashtag_folder):
 
 def batches(cfg, num_workers: int, start: int, count: int) -> list[dict]:
     cfg.DATALOADER.NUM_WORKERS = num_workers
-    iterator = iter(build_hashtag_train_loader(cfg, start))
+    iterator = iter(open_train_loader(cfg, start))
     return [next(iterator) for _ in range(count)]
 
 
@@ -70,16 +72,17 @@ def test_collate_keeps_every_image_and_its_labels():
     assert batch["keys"] == ["1", "3", "2"] and batch["skipped"] == [("x", "y")] * 2
 
 
-def test_testing_reads_every_image_once_with_and_without_workers(cfg):
+def test_testing_reads_every_image_once_with_and_without_workers(cfg, hashtag_folder):
+    dataset = HashtagDataset(hashtag_folder, HashtagMapper.from_config(cfg, is_train=False))
     for num_workers in (0, 2):
         cfg.DATALOADER.NUM_WORKERS = num_workers
-        keys = [key for batch in build_hashtag_test_loader(cfg, cfg.DATASETS.TRAIN[0]) for key in batch["keys"]]
+        keys = [key for batch in build_hashtag_test_loader(cfg, dataset) for key in batch["keys"]]
         assert keys == [f"{i:06d}" for i in range(48)]
 
 
 def test_a_killed_worker_is_one_kind_of_error(cfg):
     cfg.DATALOADER.NUM_WORKERS = 1
-    loader = build_hashtag_train_loader(cfg)
+    loader = open_train_loader(cfg)
     iterator = iter(loader)
     next(iterator)
     os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
@@ -96,7 +99,7 @@ def test_a_worker_that_dies_while_handing_over_is_the_same_error(cfg, error, mon
 
     monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", broken)
     with pytest.raises(WorkerError, match="worker process died"):
-        next(iter(build_hashtag_train_loader(cfg)))
+        next(iter(open_train_loader(cfg)))
 
 
 def test_a_datasets_own_error_keeps_its_type(cfg, monkeypatch):
@@ -106,13 +109,13 @@ def test_a_datasets_own_error_keeps_its_type(cfg, monkeypatch):
 
     monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", broken)
     with pytest.raises(ConnectionError, match="Caught"):
-        next(iter(build_hashtag_train_loader(cfg)))
+        next(iter(open_train_loader(cfg)))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_workers_leave_signals_to_the_main_process(cfg, number):
     cfg.DATALOADER.NUM_WORKERS = 1
-    loader = build_hashtag_train_loader(cfg)
+    loader = open_train_loader(cfg)
     iterator = iter(loader)
     next(iterator)
     os.kill(loader._iterator._workers[0].pid, number)
@@ -124,5 +127,5 @@ def test_workers_leave_signals_to_the_main_process(cfg, number):
 def test_prefetching_comes_from_the_config(cfg):
     cfg.DATALOADER.NUM_WORKERS = 2
     cfg.DATALOADER.PREFETCH_BATCHES = 3
-    loader = build_hashtag_train_loader(cfg)
+    loader = open_train_loader(cfg)
     assert loader.prefetch_factor == 3 and loader.persistent_workers

@@ -116,16 +116,6 @@ def test_test_crops_equal_torchvisions_to_the_bit(decoding):
         assert np.array_equal(crop, TF.pil_to_tensor(image).numpy())
 
 
-def test_box_crops_see_the_pixels_around():
-    data, rng = photo(300, 200), np.random.default_rng(3)
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    box = sample_crop(rng, 300, 200, (0.08, 1.0), (3 / 4, 4 / 3))
-    expected = image.resize((64, 64), Image.Resampling.BILINEAR, box=box)
-    expected = ImageOps.mirror(expected) if rng.random() < 0.5 else expected
-    crop = HashtagMapper(True, size=64, decoding="box")(data, np.random.default_rng(3))
-    assert np.array_equal(crop, TF.pil_to_tensor(expected).numpy())
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_fast_crops_are_close_to_exact_ones(orientation):
     exif = Image.Exif()
@@ -173,5 +163,5 @@ def test_decoding_comes_from_the_config():
     cfg.INPUT.FORMAT = "RGB"
     cfg.INPUT.DECODING = "exact"
     assert HashtagMapper.from_config(cfg, is_train=True).decoding == "exact"
-    with pytest.raises(ValueError, match="INPUT.DECODING must be one of fast, exact, box, device, got 'quick'"):
+    with pytest.raises(ValueError, match="INPUT.DECODING must be one of fast, exact, device, got 'quick'"):
         HashtagMapper(True, decoding="quick")

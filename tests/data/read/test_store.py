@@ -10,10 +10,12 @@ from functools import partial
 
 import pytest
 import torch
+from toy_data import open_train_loader
 
 from wsl_d2.config import add_wsl_config
-from wsl_d2.data import HashtagDataset, ShardError, build_hashtag_train_loader, register_datasets
-from wsl_d2.data.read.store import CACHE_VARIABLE, ShardStore
+from wsl_d2.data import HashtagDataset, ShardError, register_datasets
+from wsl_d2.data.read.store import ShardStore
+from wsl_d2.files import CACHE_VARIABLE
 
 
 class FailingStore(http.server.SimpleHTTPRequestHandler):
@@ -55,8 +57,8 @@ class FailingStore(http.server.SimpleHTTPRequestHandler):
 def store(hashtag_folder, tmp_path, monkeypatch):
     """The folder's URL; answers fail half the time."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr("wsl_d2.data.read.store._FIRST_WAIT", 0.01)
-    monkeypatch.setattr("wsl_d2.data.read.store._LONGEST_WAIT", 0.05)
+    monkeypatch.setattr("wsl_d2.data.remote.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("wsl_d2.data.remote.LONGEST_WAIT", 0.05)
     handler = type("Store", (FailingStore,), {"requests": [], "random": random.Random(0)})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(hashtag_folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -68,7 +70,7 @@ def store(hashtag_folder, tmp_path, monkeypatch):
 
 def batches(cfg, num_workers, count):
     cfg.DATALOADER.NUM_WORKERS = num_workers
-    return list(itertools.islice(iter(build_hashtag_train_loader(cfg)), count))
+    return list(itertools.islice(iter(open_train_loader(cfg)), count))
 
 
 def same(a, b):
@@ -142,6 +144,6 @@ def test_the_cache_is_bounded_and_copies_each_shard_once(store, hashtag_folder, 
 
 def test_a_store_that_is_not_there_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    monkeypatch.setattr("wsl_d2.data.read.store._FIRST_WAIT", 0.0)
+    monkeypatch.setattr("wsl_d2.data.remote.FIRST_WAIT", 0.0)
     with pytest.raises(ShardError, match=r"http://127.0.0.1:9/manifest.json could not be read in 6 attempts"):
         HashtagDataset("http://127.0.0.1:9")

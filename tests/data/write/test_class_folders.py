@@ -2,21 +2,17 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import wsl_d2
 from toy_data import jpeg
 from training_runs import merged_records, train
 
 from wsl_d2.data import HashtagDataset, ShardError
 from wsl_d2.data.write.class_folders import class_vocabulary, list_images, make_class_shards
 
-ROOT = Path(__file__).parents[3]
 CLASSES = ["n01440764", "001.Black_footed_Albatross", "a/abbey", "001-black footed albatross"]
 
 
@@ -42,9 +38,9 @@ def contents(shards) -> dict[str, tuple[bytes, str]]:
 
 def test_every_image_gets_the_label_of_its_folder(folder, tmp_path):
     manifest = make_class_shards(folder, tmp_path / "out", images_per_shard=10, workers=2)
-    assert manifest["num_images"] == 24 and manifest["num_labels"] == 4 and manifest["rejected"] == 0
+    assert manifest["num_images"] == 24 and manifest["num_labels"] == 4 and manifest["account"] == {"written": 24}
     assert [shard["num_images"] for shard in manifest["shards"]] == [10, 10, 4]
-    images = list_images(folder)
+    images, _ = list_images(folder)
     expected = {f"{n:08d}": (image.read(), image.label) for n, image in enumerate(images)}
     assert contents(tmp_path / "out") == expected
     first = HashtagDataset(tmp_path / "out").index.labels[:10]
@@ -64,9 +60,9 @@ def test_tars_and_tars_of_tars_are_the_folder(folder, tmp_path):
             member = tarfile.TarInfo(f"{name}.tar")
             member.size = buffer.tell()
             outer.addfile(member, io.BytesIO(buffer.getvalue()))
-    expected = [(image.label, image.name, image.read()) for image in list_images(folder)]
+    expected = [(image.label, image.name, image.read()) for image in list_images(folder)[0]]
     for tar in (plain, nested):
-        assert [(image.label, image.name, image.read()) for image in list_images(tar)] == expected
+        assert [(image.label, image.name, image.read()) for image in list_images(tar)[0]] == expected
 
 
 def test_names_that_mean_the_same_stay_two_classes():
@@ -75,7 +71,7 @@ def test_names_that_mean_the_same_stay_two_classes():
     assert len({group[0] for group in vocabulary.hashtags}) == 4
 
 
-def test_a_repeated_call_writes_nothing_and_a_changed_one_only_what_changed(folder, tmp_path):
+def test_a_repeated_call_writes_only_what_is_missing(folder, tmp_path):
     out = tmp_path / "out"
     first = make_class_shards(folder, out, images_per_shard=10)
     times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
@@ -90,10 +86,41 @@ def test_a_repeated_call_writes_nothing_and_a_changed_one_only_what_changed(fold
 def test_damaged_images_are_listed(folder, tmp_path):
     (folder / CLASSES[0] / "broken.jpg").write_bytes(b"<html>")
     manifest = make_class_shards(folder, tmp_path / "out")
-    assert manifest["num_images"] == 24 and manifest["rejected"] == 1
-    row = json.loads((tmp_path / "out" / "rejected.jsonl").read_text())
-    assert row["file"] == f"{CLASSES[0]}/broken.jpg" and row["reason"].startswith("unknown format")
-    assert make_class_shards(folder, tmp_path / "out")["rejected"] == 1
+    assert manifest["num_images"] == 24
+    assert [count for reason, count in manifest["account"].items() if reason.startswith("unknown format")] == [1]
+    row = json.loads((tmp_path / "out" / "shard-000000.rejected.jsonl").read_text())
+    assert "broken_jpg" in row["key"] and row["reason"].startswith("unknown format")
+    assert make_class_shards(folder, tmp_path / "out") == manifest
+
+
+def test_another_source_changes_nothing(folder, tmp_path):
+    make_class_shards(folder, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(ShardError, match="is the place of another dataset: num_images 24, not .*Nothing was written"):
+        make_class_shards(folder / "a", tmp_path / "out")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "name", [".hidden", "__MACOSX", "@eaDir", ".Trash-1000/files/x", "n01/.ipynb_checkpoints", "lost+found"]
+)
+def test_folders_that_systems_leave_are_no_classes_and_counted(folder, tmp_path, name):
+    expected, _ = list_images(folder)
+    (folder / name).mkdir(parents=True)
+    (folder / name / "img.JPEG").write_bytes(jpeg(0))
+    (folder / CLASSES[0] / "._img.JPEG").write_bytes(b"x")
+    images, skipped = list_images(folder)
+    assert images == expected
+    assert skipped.pop("hidden file") == 1 and list(skipped.values()) == [1]
+    assert make_class_shards(folder, tmp_path / "out")["skipped"] == {"hidden file": 1, **skipped}
+
+
+def test_a_class_whose_name_is_a_stop_word_or_no_word_is_a_class(tmp_path):
+    for name in ("canon", "12", "are", "a"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "x.jpg").write_bytes(jpeg(0))
+    manifest = make_class_shards(tmp_path / "images", tmp_path / "out")
+    assert manifest["num_images"] == 4 and manifest["hashtag_counts"] == [1, 1, 1, 1]
 
 
 def test_mistakes_are_named(folder, tmp_path):
@@ -113,16 +140,14 @@ def test_mistakes_are_named(folder, tmp_path):
 
 
 def test_fine_tuning_through_the_tools(folder, datasets, tmp_path):
-    names = [image.name for image in list_images(folder)]
+    names = [image.name for image in list_images(folder)[0]]
     (tmp_path / "train.txt").write_text("\n".join(names[::2]) + "\n")
     for split, extra in (
         ("train", ["--files", tmp_path / "train.txt"]),
         ("val", ["--classes-of", tmp_path / "d/train"]),
     ):
-        command = [sys.executable, ROOT / "tools" / "make_class_shards.py", folder, "--output", tmp_path / "d" / split]
-        done = subprocess.run([*map(str, command + extra)], capture_output=True, text=True, env=os.environ)
-        assert done.returncode == 0, done.stderr
-    assert "24 images of 4 classes in 1 shards; 0 rejected" in done.stdout
+        printed = wsl_d2("data", "from-folders", folder, "--output", tmp_path / "d" / split, *extra)
+    assert "24 labelled images in 1 shards" in printed and "classes: 4" in printed
     train(datasets, tmp_path / "pretrained", SOLVER__TOTAL_IMAGES=48)
     folders = "[['c_train', 'd/train'], ['c_val', 'd/val']]"
     options = {"DATASETS__HASHTAG_FOLDERS": folders, "DATASETS__TRAIN": "('c_train',)", "DATASETS__TEST": "('c_val',)"}

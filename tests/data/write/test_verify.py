@@ -1,7 +1,6 @@
 """1,000 damaged images and 50 damaged shards of a dozen kinds: every one is found, named and counted."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +13,9 @@ import pytest
 from toy_data import TOY_HASHTAGS, jpeg, write_hashtag_folder
 
 from wsl_d2.data import HashtagDataset, ShardError, finish_dataset, index_shard, write_shard
+from wsl_d2.data.format.index import index_path, read_index
+from wsl_d2.data.format.labels import labels_path, read_labels, write_labels
 from wsl_d2.data.read.mapper import HashtagMapper
-from wsl_d2.data.shards import index_path, read_index, write_index
 from wsl_d2.data.write.verify import summarise, verify_dataset
 from wsl_d2.hashtags import Vocabulary, load_wordnet
 
@@ -48,9 +48,8 @@ def write(folder, vocabulary, samples_per_shard):
 
 
 def verify(folder, *flags):
-    command = [sys.executable, str(ROOT / "tools/verify_shards.py"), str(folder), "--workers", "2", *flags]
-    environment = os.environ | {"WSL_D2_REGISTER": "0"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    command = [sys.executable, "-m", "wsl_d2", "data", "verify", str(folder), "--workers", "2", *flags]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 def test_a_thousand_damaged_images_are_counted_by_kind_and_never_replaced_in_silence(tmp_path, toy_vocabulary):
@@ -86,10 +85,16 @@ def flip(path, where):
     path.write_bytes(data)
 
 
-def other_index(path, vocabulary):
-    index = read_index(path)
-    index.vocabulary_checksum = "0" * 64
-    write_index(path, index)
+def other_vocabulary(path, vocabulary):
+    labels = read_labels(path)
+    labels.vocabulary_checksum = "0" * 64
+    write_labels(path, labels)
+
+
+def other_labels(path, vocabulary):
+    labels = read_labels(path)
+    labels.labels = (labels.labels + 1) % 4
+    write_labels(path, labels)
 
 
 def payload(path):
@@ -116,7 +121,14 @@ SHARD_DAMAGE = {  # what happens to a shard -> the problem, and how many of its 
         0,
     ),
     "index bit": (lambda tar, _: flip(index_path(tar), 150), "damaged index", 0),
-    "index of another vocabulary": (other_index, "index of another vocabulary", 0),
+    "labels of another vocabulary": (other_vocabulary, "labels of another vocabulary", 0),
+    "other labels": (other_labels, "other labels", 0),
+    "labels deleted": (lambda tar, _: labels_path(tar).unlink(), "no labels", 0),
+    "labels cut off": (
+        lambda tar, _: labels_path(tar).write_bytes(labels_path(tar).read_bytes()[:200]),
+        "damaged labels",
+        0,
+    ),
     "index of another shard": (
         lambda tar, _: shutil.copy(index_path(tar.with_name("shard-000000.tar")), index_path(tar)),
         "index of other images",
@@ -189,10 +201,12 @@ def test_few_shards_stay_open_and_many_are_read(tmp_path, toy_vocabulary, monkey
     before = len(list(descriptors.iterdir()))
     for image in np.random.default_rng(0).integers(0, 40, 300).tolist():
         assert dataset[image]["image"] == jpeg(image)
-    assert len(dataset._open) == 3 and len(list(descriptors.iterdir())) <= before + 6  # a tar and its index each
+    assert (
+        len(dataset._open) == 3 and len(list(descriptors.iterdir())) <= before + 9
+    )  # a tar, its index, its labels each
 
 
 def test_the_vocabulary_of_the_check_is_the_datasets(tmp_path, hashtag_folder):
     Vocabulary.build("other", load_wordnet(), synsets=["n02084071"]).save(hashtag_folder / "vocabulary.json")
     done = verify(hashtag_folder, "--report", str(tmp_path / "r"))
-    assert done.returncode == 1 and "error: " in done.stderr
+    assert done.returncode == 2 and "is vocabulary 'other'" in done.stderr

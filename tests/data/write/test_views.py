@@ -5,7 +5,8 @@ import pytest
 from toy_data import write_hashtag_folder
 
 from wsl_d2.data import HashtagDataset, ShardError, make_view
-from wsl_d2.data.shards import read_index, read_manifest
+from wsl_d2.data.format.labels import read_labels
+from wsl_d2.data.format.manifest import read_manifest
 from wsl_d2.hashtags import Vocabulary, load_wordnet
 
 
@@ -35,7 +36,7 @@ def test_subsets_are_nested_and_hold_the_same_images(hashtag_folder, tmp_path):
 
 def test_a_subset_is_drawn_from_all_shards(hashtag_folder, tmp_path):
     make_view(hashtag_folder, tmp_path / "view", num_images=24)
-    assert [len(read_index(path).keys) > 0 for path in sorted((tmp_path / "view").glob("*.tar"))] == [True] * 3
+    assert [len(read_labels(path).rows) > 0 for path in sorted((tmp_path / "view").glob("*.tar"))] == [True] * 3
 
 
 def test_another_vocabulary_labels_the_same_images_anew(hashtag_folder, tmp_path):
@@ -55,9 +56,9 @@ def test_another_vocabulary_labels_the_same_images_anew(hashtag_folder, tmp_path
 def test_a_finished_view_is_kept_and_another_is_refused(hashtag_folder, tmp_path):
     first = make_view(hashtag_folder, tmp_path / "view", num_images=10)
     assert make_view(hashtag_folder, tmp_path / "view", num_images=10) == first == read_manifest(tmp_path / "view")
-    with pytest.raises(ShardError, match="10 images of seed 0"):
+    with pytest.raises(ShardError, match="num_images 10, not 11"):
         make_view(hashtag_folder, tmp_path / "view", num_images=11)
-    with pytest.raises(ShardError, match="dataset of its own"):
+    with pytest.raises(ShardError, match="holds shard-000000.tar, which is of another dataset"):
         make_view(
             hashtag_folder, write_hashtag_folder(tmp_path / "own", Vocabulary.load(hashtag_folder / "vocabulary.json"))
         )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from wsl_d2.data.shards import HashtagIndex, ShardedIndex
+from wsl_d2.data.format.labels import HashtagIndex, ShardedIndex
 
 MODES = ("natural", "sqrt", "uniform", "inverse_sqrt")
 ONE = 1 << 20

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
+from wsl_d2.data.format.labels import HashtagIndex, ShardedIndex
 from wsl_d2.data.order.resampling import ONE, fixed_point, largest_factors, repeat_factors, shard_totals
-from wsl_d2.data.shards import HashtagIndex, ShardedIndex
 
 _FEISTEL_ROUNDS = 6
 _DRAWS_AHEAD = 1 << 16

@@ -1,18 +1,21 @@
-"""Readers of tagged posts: YFCC100M metadata, JSONL, Parquet and WebDataset tars, as chunks of keys and hashtags.
+"""Readers of tagged posts as people have them: YFCC100M, Parquet, JSON, CSV, SQLite and WebDataset tars.
 
-A row that cannot be used is not lost: it comes out with the reason.
+All give chunks of keys and raw hashtags. A row that cannot be used is not lost and stops nothing: it comes out with the
+reason. Which column holds the key and the hashtags is said by name; a dot leads into what is nested.
 """
 
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
+import io
 import json
-import tarfile
+import sqlite3
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -20,18 +23,59 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-FORMATS = ("yfcc100m", "jsonl", "parquet", "webdataset")
+from wsl_d2.data.format.tar import read_tar
+from wsl_d2.errors import UserError
+from wsl_d2.hashtags import parse_caption, parse_hashtags
+
+FORMATS = ("yfcc100m", "parquet", "jsonl", "json", "csv", "sqlite", "webdataset")
 CHUNK_ROWS = 200_000
 MAX_ROW_BYTES = 1 << 20
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_WHOLE_FLOATS = 2.0**53  # beyond, a float has lost digits of a whole number
 
 # Columns of YFCC100M's metadata (Thomee et al., arXiv 1503.01817): files of 25 columns begin with a row number and
 # have a hash after the identifier; the older ones of 23 columns do not.
 _YFCC_COLUMNS = {25: (1, 10, 24), 23: (0, 8, 22)}  # number of columns -> identifier, user tags, marker (1: video)
+_YFCC_TABLE = "yfcc100m_dataset"  # of its SQLite file
+_ENDINGS = {
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tar": "webdataset",
+    ".sql": "sqlite",
+    ".sqlite": "sqlite",
+    ".db": "sqlite",
+}
+
+Row = tuple[str, list[str]]
 
 
-class CorpusError(ValueError):
+class PostsError(UserError, ValueError):
     """A file of posts cannot be read, or a folder of results does not fit what is asked for."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a row's key and hashtags are.
+
+    Attributes:
+        key: name of the column.
+        hashtags: name of the column; see :func:`wsl_d2.hashtags.parse.parse_hashtags` for what it may hold.
+        is_caption: only the #words of its text are hashtags.
+    """
+
+    key: str = "key"
+    hashtags: str = "hashtags"
+    is_caption: bool = False
+
+    def parse(self, value: Any) -> list[str]:
+        """Returns the hashtags of a row; ValueError is the reason why there are none."""
+        if not self.is_caption:
+            return parse_hashtags(value)
+        if value is not None and not isinstance(value, str):
+            raise ValueError("the caption is no text")
+        return parse_caption(value)
 
 
 @dataclass
@@ -43,18 +87,14 @@ class Chunk:
         hashtags: (n,) lists of strings, as people wrote them.
         num_rows: rows read, whatever became of them.
         skipped: reason -> rows that are no images, such as videos.
-        quarantined: (row number, reason, beginning of the row) of rows that cannot be used.
+        rejected: (row number, reason, beginning of the row) of rows that cannot be used.
     """
 
     keys: pa.Array
     hashtags: pa.ListArray
     num_rows: int
     skipped: dict[str, int] = field(default_factory=dict)
-    quarantined: list[tuple[int, str, str]] = field(default_factory=list)
-
-
-class _BadRow(ValueError):
-    """The reason why a row cannot be used."""
+    rejected: list[tuple[int, str, str]] = field(default_factory=list)
 
 
 class _SkippedRow(ValueError):
@@ -65,15 +105,15 @@ def detect_post_format(path: str) -> str:
     """Returns the format that a file's name stands for.
 
     Raises:
-        CorpusError: the name says nothing.
+        PostsError: the name says nothing.
     """
     name = path.lower().removesuffix(".bz2").removesuffix(".gz")
-    for ending, kind in ((".parquet", "parquet"), (".jsonl", "jsonl"), (".ndjson", "jsonl"), (".tar", "webdataset")):
+    for ending, kind in _ENDINGS.items():
         if name.endswith(ending):
             return kind
     if "yfcc100m" in name or name.endswith(".tsv"):
         return "yfcc100m"
-    raise CorpusError(f"{path}: the name tells no format; give --format, one of {', '.join(FORMATS)}.")
+    raise PostsError(f"{path}: the name tells no format; give --format, one of {', '.join(FORMATS)}.")
 
 
 def read_posts(
@@ -81,33 +121,41 @@ def read_posts(
     kind: str,
     key_column: str = "key",
     hashtags_column: str = "hashtags",
+    caption_column: str | None = None,
     row_groups: tuple[int, int] | None = None,
 ) -> Iterator[Chunk]:
-    """Reads a file chunk by chunk; memory stays bounded however large it is.
+    """Reads a file chunk by chunk; memory stays bounded however large it is (but for "json", one list of all).
 
     Args:
         path: local, or a URL that fsspec knows; ``.bz2`` and ``.gz`` are unpacked.
         kind: one of ``FORMATS``.
-        key_column, hashtags_column: names in JSONL, Parquet and WebDataset's JSON members. Hashtags are a list of
-            strings, or one string with blanks or commas between them.
+        key_column, hashtags_column: names in all formats but YFCC100M's.
+        caption_column: a text whose #words are the hashtags, instead of ``hashtags_column``.
         row_groups: of a Parquet file, first and behind the last; all if None.
 
     Raises:
-        CorpusError: the file cannot be read, is cut off, or has no such column.
+        PostsError: the file cannot be read, is cut off, or has no such column.
     """
+    columns = Columns(key_column, caption_column or hashtags_column, caption_column is not None)
+    if kind not in FORMATS:
+        raise PostsError(f"unknown format {kind!r}; choose one of {', '.join(FORMATS)}.")
     try:
         if kind == "parquet":
-            yield from _read_parquet(path, key_column, hashtags_column, row_groups)
+            yield from _read_parquet(path, columns, row_groups)
         elif kind == "webdataset":
-            yield from _read_webdataset(path, hashtags_column)
+            yield from _collect(_tar_rows(path, columns))
         elif kind == "yfcc100m":
-            yield from _read_lines(path, _parse_yfcc)
+            yield from _collect(_yfcc_rows(path))
         elif kind == "jsonl":
-            yield from _read_lines(path, lambda line: _parse_json(line, key_column, hashtags_column))
+            yield from _collect((line, _json_parser(line, columns)) for line in _lines(path) if line.strip())
+        elif kind == "json":
+            yield from _collect((_shown(row), _row_parser(row, columns)) for row in _json_list(path))
+        elif kind == "csv":
+            yield from _collect((_shown(row), _row_parser(row, columns)) for row in _csv_rows(path, columns))
         else:
-            raise CorpusError(f"unknown format {kind!r}; choose one of {', '.join(FORMATS)}.")
-    except (OSError, EOFError, tarfile.TarError, pa.ArrowException) as error:
-        raise CorpusError(f"{path}: not readable as {kind} to its end ({error}).") from error
+            yield from _collect(_sqlite_rows(path, columns))
+    except (OSError, EOFError, pa.ArrowException, sqlite3.Error, csv.Error) as error:
+        raise PostsError(f"{path}: not readable as {kind} to its end ({error}).") from error
 
 
 def _open(path: str) -> Any:
@@ -117,220 +165,390 @@ def _open(path: str) -> Any:
     return gzip.open(file) if path.endswith(".gz") else file
 
 
-class _Collector:
-    """Gathers rows until there are enough for a chunk."""
+def _collect(rows: Iterable[tuple[bytes, Callable[[], Row]]]) -> Iterator[Chunk]:
+    """Gathers (beginning of the row, what gives its key and hashtags) into chunks."""
+    keys: list[str] = []
+    hashtags: list[list[str]] = []
+    skipped: dict[str, int] = {}
+    rejected: list[tuple[int, str, str]] = []
+    start = number = 0
 
-    def __init__(self) -> None:
-        self.row = 0
-        self._start()
-
-    def _start(self) -> None:
-        self._keys: list[str] = []
-        self._hashtags: list[list[str]] = []
-        self._rows = 0
-        self._skipped: dict[str, int] = {}
-        self._quarantined: list[tuple[int, str, str]] = []
-
-    def add(self, raw: bytes, parse: Callable[[bytes], tuple[str, list[str]]]) -> None:
-        self.row += 1
-        self._rows += 1
-        try:
-            if len(raw) > MAX_ROW_BYTES:
-                raise _BadRow(f"longer than {MAX_ROW_BYTES} bytes")
-            key, hashtags = parse(raw)
-        except _SkippedRow as reason:
-            self._skipped[str(reason)] = self._skipped.get(str(reason), 0) + 1
-        except _BadRow as reason:
-            self._quarantined.append((self.row, str(reason), raw[:300].decode("utf-8", "backslashreplace")))
-        else:
-            self._keys.append(key)
-            self._hashtags.append(hashtags)
-
-    def is_full(self) -> bool:
-        return self._rows >= CHUNK_ROWS
-
-    def take(self) -> Chunk:
+    def take() -> Chunk:
+        nonlocal start
         chunk = Chunk(
-            pa.array(self._keys, pa.large_string()),
-            pa.array(self._hashtags, pa.large_list(pa.large_string())),
-            self._rows,
-            self._skipped,
-            self._quarantined,
+            pa.array(keys, pa.large_string()),
+            pa.array(hashtags, pa.large_list(pa.large_string())),
+            number - start,
+            dict(skipped),
+            list(rejected),
         )
-        self._start()
+        start = number
+        for one in (keys, hashtags, skipped, rejected):
+            one.clear()
         return chunk
 
+    for number, (raw, parse) in enumerate(rows, start=1):
+        try:
+            if len(raw) > MAX_ROW_BYTES:
+                raise ValueError(f"longer than {MAX_ROW_BYTES} bytes")
+            key, found = parse()
+        except _SkippedRow as reason:
+            skipped[str(reason)] = skipped.get(str(reason), 0) + 1
+        except ValueError as reason:
+            rejected.append((number, str(reason), raw[:300].decode("utf-8", "backslashreplace")))
+        else:
+            keys.append(key)
+            hashtags.append(found)
+        if number - start >= CHUNK_ROWS:
+            yield take()
+    yield take()
 
-def _read_lines(path: str, parse: Callable[[bytes], tuple[str, list[str]]]) -> Iterator[Chunk]:
-    collector = _Collector()
-    with _open(path) as file:
-        for line in _lines(file):
-            if line.strip():
-                collector.add(line, parse)
-            if collector.is_full():
-                yield collector.take()
-    yield collector.take()
+
+def _shown(row: Any) -> bytes:
+    return repr(row)[: MAX_ROW_BYTES + 1].encode("utf-8", "backslashreplace")
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
+def _lines(path: str) -> Iterator[bytes]:
     """Lines without their end; one longer than MAX_ROW_BYTES comes cut off behind that, not in many pieces."""
-    while line := file.readline(MAX_ROW_BYTES + 2):
-        whole = line.endswith(b"\n")
-        while not whole and (rest := file.readline(MAX_ROW_BYTES)):
-            whole = rest.endswith(b"\n")
-        yield line.rstrip(b"\r\n")
+    with _open(path) as file:
+        first = True
+        while line := file.readline(MAX_ROW_BYTES + 2):
+            whole = line.endswith(b"\n")
+            while not whole and (rest := file.readline(MAX_ROW_BYTES)):
+                whole = rest.endswith(b"\n")
+            if first:
+                line, first = line.removeprefix(b"\xef\xbb\xbf"), False
+            yield line.rstrip(b"\r\n")
 
 
 def _text(raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _BadRow("invalid UTF-8") from error
-
-
-def _parse_yfcc(line: bytes) -> tuple[str, list[str]]:
-    columns = _text(line).split("\t")
-    if len(columns) not in _YFCC_COLUMNS:
-        raise _BadRow(f"{len(columns)} columns instead of 25 or 23")
-    key_at, tags_at, marker_at = _YFCC_COLUMNS[len(columns)]
-    key, tags, marker = columns[key_at], columns[tags_at], columns[marker_at]
-    if not (key.isascii() and key.isdecimal()):
-        raise _BadRow("the identifier is no number")
-    if marker not in ("0", "1"):
-        raise _BadRow("the photo/video marker is neither 0 nor 1")
-    if marker == "1":
-        raise _SkippedRow("video")
-    try:
-        return key, [urllib.parse.unquote_plus(tag, errors="strict") for tag in tags.split(",") if tag]
-    except UnicodeDecodeError as error:
-        raise _BadRow("tags are no URL-encoded UTF-8") from error
-
-
-def _parse_json(line: bytes, key_column: str, hashtags_column: str) -> tuple[str, list[str]]:
-    try:
-        row = json.loads(_text(line))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, _BadRow):
-            raise
-        raise _BadRow("invalid JSON") from error
-    if not isinstance(row, dict):
-        raise _BadRow("no JSON object")
-    return _key(row.get(key_column), key_column), _hashtags(row.get(hashtags_column), hashtags_column)
+        raise ValueError("invalid UTF-8") from error
 
 
 def _key(value: Any, name: str) -> str:
+    """Returns a key as text, unchanged; a float that stands for a whole number, as pandas writes, as that number."""
+    if isinstance(value, float) and value.is_integer():
+        if abs(value) >= _WHOLE_FLOATS:
+            raise ValueError(f"{name} is a float that has lost digits")
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value:
-        raise _BadRow(f"no {name}")
-    return _encodable(value, name)
-
-
-def _hashtags(value: Any, name: str) -> list[str]:
-    if isinstance(value, str):
-        value = value.replace(",", " ").split()
-    if not isinstance(value, list):
-        raise _BadRow(f"no {name}")
-    if not all(isinstance(tag, str) for tag in value):
-        raise _BadRow(f"{name} are not all strings")
-    return [_encodable(tag, name) for tag in value]
-
-
-def _encodable(text: str, name: str) -> str:
+        raise ValueError(f"no {name}")
     try:
-        text.encode()
-    except UnicodeEncodeError as error:  # JSON can hold halves of surrogate pairs
-        raise _BadRow(f"{name}: invalid Unicode") from error
-    return text
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is no valid Unicode") from error
+    return value
 
 
-def _read_parquet(
-    path: str, key_column: str, hashtags_column: str, row_groups: tuple[int, int] | None
-) -> Iterator[Chunk]:
-    with fsspec.open(path, "rb") as file:
-        table = pq.ParquetFile(file)
-        if missing := {key_column, hashtags_column} - set(table.schema_arrow.names):
-            raise CorpusError(
-                f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(table.schema_arrow.names)}. "
+def _nested(row: Any, name: str) -> Any:
+    """The value of a column, None where it is not; dots lead into objects and lists, unless a name has them itself."""
+    if isinstance(row, dict) and name in row:
+        return row[name]
+    head, dot, rest = name.partition(".")
+    if not dot:
+        return row[int(name)] if isinstance(row, list) and name.isdecimal() and int(name) < len(row) else None
+    return _nested(_nested(row, head), rest)
+
+
+def _row_parser(row: Any, columns: Columns) -> Callable[[], Row]:
+    def parse() -> Row:
+        if not isinstance(row, dict):
+            raise ValueError("no JSON object")
+        return _key(_nested(row, columns.key), columns.key), columns.parse(_nested(row, columns.hashtags))
+
+    return parse
+
+
+def _json_parser(line: bytes, columns: Columns) -> Callable[[], Row]:
+    def parse() -> Row:
+        text = _text(line)
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError("invalid JSON") from error
+        return _row_parser(row, columns)()
+
+    return parse
+
+
+def _json_list(path: str) -> list:
+    with _open(path) as file:
+        try:
+            content = json.loads(file.read().decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise PostsError(
+                f"{path}: not valid JSON ({error}). A file with one object a line is read with --format jsonl."
+            ) from error
+    if isinstance(content, dict):  # {"posts": [...]}
+        lists = [value for value in content.values() if isinstance(value, list)]
+        content = lists[0] if len(lists) == 1 else content
+    if not isinstance(content, list):
+        raise PostsError(f"{path}: the JSON must be a list of objects, one for each post.")
+    return content
+
+
+def _csv_rows(path: str, columns: Columns) -> Iterator[dict]:
+    csv.field_size_limit(MAX_ROW_BYTES)
+    with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", "replace", newline="") as text:
+        header = text.readline()
+        delimiter = max(",;\t", key=header.count)
+        names = next(csv.reader([header], delimiter=delimiter), [])
+        _check_columns(path, names, columns)
+        yield from csv.DictReader(text, names, delimiter=delimiter)
+
+
+def _check_columns(path: str, names: list[str], columns: Columns) -> None:
+    if repeated := sorted({name for name in names if names.count(name) > 1} & {columns.key, columns.hashtags}):
+        raise PostsError(f"{path} has several columns named {repeated[0]!r}; rename all but one.")
+    wanted = {columns.key: "--key-column", columns.hashtags: "--hashtags-column or --caption-column"}
+    if missing := [name for name in wanted if name not in names and name.partition(".")[0] not in names]:
+        raise PostsError(
+            f"{path} has no column {missing[0]!r}; it has {', '.join(map(repr, names)) or 'none'}. Choose one with "
+            f"{wanted[missing[0]]}."
+        )
+
+
+def _sqlite_rows(path: str, columns: Columns) -> Iterator[tuple[bytes, Callable[[], Row]]]:
+    """Rows of YFCC100M's table, or of the one table that has the columns."""
+    connection = sqlite3.connect(f"file:{urllib.parse.quote(path)}?mode=ro&immutable=1", uri=True)
+    try:
+        connection.text_factory = bytes
+        tables = [
+            name.decode() for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        ]
+        if _YFCC_TABLE in tables:
+            query = f"SELECT photoid, usertags, marker FROM {_YFCC_TABLE}"
+            for key, tags, marker in connection.execute(query):
+                yield b"\t".join(map(_raw, (key, tags, marker))), _yfcc_parser(_raw(key), _raw(tags), _raw(marker))
+            return
+        described = {
+            name: [_text(row[1]) for row in connection.execute(f'PRAGMA table_info("{name}")')] for name in tables
+        }
+        fitting = [name for name, names in described.items() if {columns.key, columns.hashtags} <= set(names)]
+        if len(fitting) != 1:
+            shown = "; ".join(f"{name}: {', '.join(names)}" for name, names in described.items()) or "no table"
+            raise PostsError(
+                f"{path}: {len(fitting)} tables have the columns {columns.key!r} and {columns.hashtags!r} ({shown}). "
                 "Choose with --key-column and --hashtags-column."
             )
-        kind = table.schema_arrow.field(hashtags_column).type
-        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-        if not is_list and not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
-            raise CorpusError(f"{path}: column {hashtags_column} is {kind}; it must hold lists of strings, or strings.")
+        names = columns.key, columns.hashtags
+        for values in connection.execute(f'SELECT "{names[0]}", "{names[1]}" FROM "{fitting[0]}"'):
+            yield b"\t".join(map(_raw, values)), _sqlite_parser(values, columns)
+    finally:
+        connection.close()
+
+
+def _raw(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else b"" if value is None else str(value).encode()
+
+
+def _sqlite_parser(values: tuple, columns: Columns) -> Callable[[], Row]:
+    def parse() -> Row:
+        key, hashtags = (_text(value) if isinstance(value, bytes) else value for value in values)
+        return _key(key, columns.key), columns.parse(hashtags)
+
+    return parse
+
+
+def _yfcc_rows(path: str) -> Iterator[tuple[bytes, Callable[[], Row]]]:
+    for line in _lines(path):
+        if not line.strip():
+            continue
+        parts = line.split(b"\t")
+        if len(parts) in _YFCC_COLUMNS:
+            yield line, _yfcc_parser(*(parts[i] for i in _YFCC_COLUMNS[len(parts)]))
+        else:
+            yield line, _failing(f"{len(parts)} columns instead of 25 or 23")
+
+
+def _failing(reason: str) -> Callable[[], Row]:
+    def parse() -> Row:
+        raise ValueError(reason)
+
+    return parse
+
+
+def _yfcc_parser(raw_key: bytes, raw_tags: bytes, raw_marker: bytes) -> Callable[[], Row]:
+    def parse() -> Row:
+        key, tags, marker = _text(raw_key), _text(raw_tags), _text(raw_marker)
+        if not (key.isascii() and key.isdecimal()):
+            raise ValueError("the identifier is no number")
+        if marker not in ("0", "1"):
+            raise ValueError("the photo/video marker is neither 0 nor 1")
+        if marker == "1":
+            raise _SkippedRow("video")
+        try:
+            return key, [urllib.parse.unquote_plus(tag, errors="strict") for tag in tags.split(",") if tag]
+        except UnicodeDecodeError as error:
+            raise ValueError("tags are no URL-encoded UTF-8") from error
+
+    return parse
+
+
+def _tar_rows(path: str, columns: Columns) -> Iterator[tuple[bytes, Callable[[], Row]]]:
+    content = read_tar(path)
+    for image in sorted(content.images, key=lambda image: image.key):
+        yield image.key.encode("utf-8", "surrogateescape"), _tar_parser(image, columns)
+    for _ in range(content.ignored.get("json without an image", (0, ""))[0]):
+        yield b"", _failing("JSON without an image")
+
+
+def _tar_parser(image: Any, columns: Columns) -> Callable[[], Row]:
+    def parse() -> Row:
+        if image.metadata is None:
+            raise ValueError(image.problem)
+        return image.key, columns.parse(_nested(image.metadata, columns.hashtags))
+
+    return parse
+
+
+def _read_parquet(path: str, columns: Columns, row_groups: tuple[int, int] | None) -> Iterator[Chunk]:
+    with fsspec.open(path, "rb") as file:
+        table = pq.ParquetFile(file)
+        _check_columns(path, table.schema_arrow.names, columns)
         start, end = row_groups or (0, table.num_row_groups)
         first = sum(table.metadata.row_group(i).num_rows for i in range(start))
-        columns = [key_column, hashtags_column]
-        for batch in table.iter_batches(CHUNK_ROWS, row_groups=list(range(start, end)), columns=columns):
-            yield _parquet_chunk(batch.column(key_column), batch.column(hashtags_column), is_list, first)
+        names = list(dict.fromkeys(name.partition(".")[0] for name in (columns.key, columns.hashtags)))
+        names += [name for name in (columns.key, columns.hashtags) if name in table.schema_arrow.names]
+        for batch in table.iter_batches(
+            CHUNK_ROWS, row_groups=list(range(start, end)), columns=list(dict.fromkeys(names))
+        ):
+            keys, hashtags = (_arrow_column(path, batch, name) for name in (columns.key, columns.hashtags))
+            yield _parquet_chunk(path, keys, hashtags, columns, first)
             first += len(batch)
 
 
-def _parquet_chunk(keys: pa.Array, hashtags: pa.Array, is_list: bool, first: int) -> Chunk:
-    keys = keys.cast(pa.large_string())
-    if not is_list:
-        hashtags = pc.split_pattern_regex(pc.utf8_trim(hashtags, " ,"), r"[\s,]+")
-    hashtags = hashtags.cast(pa.large_list(pa.large_string()))
-    return _without_bad_rows(keys, hashtags, first)
+def _arrow_column(path: str, batch: pa.RecordBatch, name: str) -> pa.Array:
+    names = batch.schema.names
+    head, *rest = [name] if name in names else name.split(".")
+    column = batch.column(names.index(head))
+    for part in rest:
+        if not pa.types.is_struct(column.type) or column.type.get_field_index(part) < 0:
+            raise PostsError(f"{path}: there is no {name!r}; {head!r} is {column.type}.")
+        column = pc.struct_field(column, part)
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-def _without_bad_rows(keys: pa.Array, hashtags: pa.Array, first: int) -> Chunk:
-    no_key = keys.is_null().to_numpy(zero_copy_only=False)
-    no_hashtags = hashtags.is_null().to_numpy(zero_copy_only=False) & ~no_key
-    null_tag = np.zeros(len(keys), bool)
-    if hashtags.flatten().null_count:
-        offsets = hashtags.offsets.to_numpy()
-        nulls = np.concatenate([[0], np.cumsum(hashtags.values.is_null().to_numpy(zero_copy_only=False))])
-        null_tag = (nulls[offsets[1:]] > nulls[offsets[:-1]]) & ~no_key & ~no_hashtags
-    bad = no_key | no_hashtags | null_tag
-    reasons = {0: "no key", 1: "no hashtags", 2: "hashtags are not all strings"}
-    kinds = np.select([no_key, no_hashtags, null_tag], [0, 1, 2], default=-1)
-    quarantined = []
-    for row in np.flatnonzero(bad).tolist():
-        raw = f"{keys[row].as_py()}\t{hashtags[row].as_py()}"[:300]
-        quarantined.append((first + row + 1, reasons[int(kinds[row])], raw))
-    good = pa.array(~bad)
-    return Chunk(keys.filter(good), hashtags.filter(good), len(keys), {}, quarantined)
+def _parquet_chunk(path: str, keys: pa.Array, hashtags: pa.Array, columns: Columns, first: int) -> Chunk:
+    """Whole columns at once where they are lists of sound strings, row by row otherwise."""
+    bad: dict[int, str] = {}
+    keys = _parquet_keys(keys, columns.key, bad)
+    kind = hashtags.type
+    if pa.types.is_fixed_size_list(kind) or getattr(pa.types, "is_list_view", lambda _: False)(kind):
+        hashtags = hashtags.cast(pa.large_list(kind.value_type))
+    if pa.types.is_list(hashtags.type) or pa.types.is_large_list(hashtags.type):
+        if columns.is_caption:
+            raise PostsError(f"{path}: column {columns.hashtags!r} is {kind}, no caption; use --hashtags-column.")
+        if pa.types.is_dictionary(hashtags.type.value_type):
+            hashtags = hashtags.cast(pa.large_list(hashtags.type.value_type.value_type))
+        if not _is_text(hashtags.type.value_type):
+            raise PostsError(
+                f"{path}: column {columns.hashtags!r} is {kind}; it must hold lists of strings, or strings."
+            )
+        if _is_sound(hashtags.flatten()):
+            lists = hashtags.cast(pa.large_list(pa.large_string()))
+        else:
+            lists = _by_row(hashtags.cast(pa.large_list(pa.large_binary())), columns, bad)
+        lists = _without_empty(_reject_null_tags(lists, bad))
+    elif _is_text(kind) or pa.types.is_null(kind):
+        lists = _by_row(hashtags.cast(pa.large_binary()), columns, bad)
+    else:
+        raise PostsError(f"{path}: column {columns.hashtags!r} is {kind}; it must hold lists of strings, or strings.")
+    rejected = []
+    for row in sorted(bad):
+        raw = f"{_shown_value(keys, row)}\t{_shown_value(hashtags, row)}"[:300]
+        rejected.append((first + row + 1, bad[row], raw))
+    good = np.ones(len(keys), bool)
+    good[list(bad)] = False
+    mask = pa.array(good)
+    return Chunk(keys.filter(mask), pc.fill_null(lists, []).filter(mask), len(keys), {}, rejected)
 
 
-def _read_webdataset(path: str, hashtags_column: str) -> Iterator[Chunk]:
-    collector = _Collector()
-    with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        images: set[str] = set()
-        described: dict[str, bytes] = {}
-        end = 0
-        for member in tar:
-            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            if not member.isreg():
-                continue
-            key, _, extension = member.name.partition(".")
-            if extension.lower() in IMAGE_EXTENSIONS:
-                images.add(key)
-            elif extension.lower() == "json":
-                content = tar.extractfile(member)
-                described[key] = content.read(MAX_ROW_BYTES + 1) if content else b""
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise EOFError(f"cut off after {end} bytes")
-        for key in sorted(images | described.keys()):
-            collector.add(described.get(key, b""), _tar_parser(key, key in images, key in described, hashtags_column))
-            if collector.is_full():
-                yield collector.take()
-    yield collector.take()
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
 
 
-def _tar_parser(key: str, has_image: bool, has_json: bool, column: str) -> Callable[[bytes], tuple[str, list[str]]]:
-    def parse(raw: bytes) -> tuple[str, list[str]]:
-        if not has_image:
-            raise _BadRow(f"{key}: JSON without an image")
-        if not has_json:
-            raise _BadRow(f"{key}: image without JSON")
+def _is_sound(strings: pa.Array) -> bool:
+    """Whether all are UTF-8, which Parquet does not check."""
+    try:
+        strings.validate(full=True)
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _parquet_keys(keys: pa.Array, name: str, bad: dict[int, str]) -> pa.Array:
+    """Keys as text; the places of those that cannot be used go to ``bad``, with the reason."""
+    if pa.types.is_integer(keys.type):
+        found = keys.cast(pa.large_string())
+    elif _is_text(keys.type) and _is_sound(keys):
+        found = keys.cast(pa.large_string())
+    elif _is_text(keys.type) or pa.types.is_floating(keys.type):
+        values = keys.cast(pa.large_binary()).to_pylist() if _is_text(keys.type) else keys.to_pylist()
+        texts: list[str | None] = []
+        for row, value in enumerate(values):
+            try:
+                texts.append(_key(_text(value) if isinstance(value, bytes) else value, name))
+            except ValueError as reason:
+                bad[row] = str(reason)
+                texts.append(None)
+        return pa.array(texts, pa.large_string())
+    else:
+        raise PostsError(f"column {name!r} is {keys.type}; keys are texts or numbers.")
+    empty = pc.fill_null(pc.equal(pc.binary_length(found), 0), True)
+    bad |= dict.fromkeys(np.flatnonzero(empty.to_numpy(zero_copy_only=False)).tolist(), f"no {name}")
+    return found
+
+
+def _by_row(values: pa.Array, columns: Columns, bad: dict[int, str]) -> pa.Array:
+    """Texts, or lists of texts, as bytes, to lists of strings."""
+    rows: list[list[str]] = []
+    for row, value in enumerate(values.to_pylist()):
+        found: list[str] = []
         try:
-            row = json.loads(_text(raw))
-        except (ValueError, RecursionError) as error:
-            raise _BadRow(f"{key}: invalid JSON") from error
-        if not isinstance(row, dict):
-            raise _BadRow(f"{key}: no JSON object")
-        return key, _hashtags(row.get(column), column)
+            if isinstance(value, list):
+                value = [_text(item) if item is not None else None for item in value]
+                found = [item for item in value if item] if None not in value else parse_hashtags(value)
+            else:
+                found = columns.parse(_text(value) if value is not None else None)
+        except ValueError as reason:
+            bad.setdefault(row, str(reason))
+        rows.append(found)
+    return pa.array(rows, pa.large_list(pa.large_string()))
 
-    return parse
+
+def _reject_null_tags(lists: pa.Array, bad: dict[int, str]) -> pa.Array:
+    if lists.flatten().null_count:
+        nulls = np.concatenate([[0], np.cumsum(lists.values.is_null().to_numpy(zero_copy_only=False))])
+        offsets = lists.offsets.to_numpy()
+        rows = np.flatnonzero(nulls[offsets[1:]] > nulls[offsets[:-1]])
+        for row in rows.tolist():
+            bad.setdefault(row, "hashtags are not all strings")
+    return lists
+
+
+def _without_empty(lists: pa.Array) -> pa.Array:
+    """Leaves out empty strings, which fill up lists of fixed length."""
+    lengths = pc.binary_length(lists.flatten())
+    if not pc.any(pc.equal(lengths, 0)).as_py():
+        return lists
+    row = np.repeat(np.arange(len(lists)), pc.fill_null(pc.list_value_length(lists), 0).to_numpy())
+    keep = pc.fill_null(pc.greater(lengths, 0), True)
+    counts = np.bincount(row[keep.to_numpy(zero_copy_only=False)], minlength=len(lists))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int64())
+    return pa.LargeListArray.from_arrays(offsets, lists.flatten().filter(keep))
+
+
+def _shown_value(values: pa.Array, row: int) -> str:
+    try:
+        return str(values[row].as_py())
+    except UnicodeDecodeError:
+        return "(no UTF-8)"
+
+
+__all__ = ["CHUNK_ROWS", "FORMATS", "Chunk", "Columns", "PostsError", "detect_post_format", "read_posts"]

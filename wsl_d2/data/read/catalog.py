@@ -7,9 +7,10 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.utils import comm
 
 from wsl_d2.data.read.dataset import HashtagDataset
-from wsl_d2.data.read.store import is_url
+from wsl_d2.data.remote import is_url
 
 
 def datasets_root() -> Path:
@@ -30,7 +31,7 @@ def register_hashtag_dataset(name: str, folder: str | Path) -> None:
         if MetadataCatalog.get(name).get("folder", None) == folder:
             return
         raise ValueError(f"dataset name {name!r} is already registered for something else; choose another name.")
-    DatasetCatalog.register(name, lambda: HashtagDataset(folder))
+    DatasetCatalog.register(name, lambda: HashtagDataset(folder, fresh=comm.get_local_rank() == 0))
     MetadataCatalog.get(name).set(folder=folder, evaluator_type="hashtag")
 
 

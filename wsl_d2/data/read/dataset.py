@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections import OrderedDict
 from functools import cached_property
@@ -10,20 +12,14 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from wsl_d2.data.noise import LabelNoise
+from wsl_d2.data.format.index import ShardIndex, index_path, read_index, save_arrays
+from wsl_d2.data.format.labels import HashtagIndex, ShardedIndex, ShardLabels, labels_path, read_labels
+from wsl_d2.data.format.manifest import MANIFEST, VOCABULARY, ShardTable, check_shards, read_manifest
+from wsl_d2.data.order.resampling import EpochDistribution, epoch_distribution
 from wsl_d2.data.read.mapper import DamagedImageError, HashtagMapper
 from wsl_d2.data.read.store import ShardStore
-from wsl_d2.data.shards import (
-    HashtagIndex,
-    ShardedIndex,
-    ShardError,
-    ShardIndex,
-    ShardTable,
-    check_shards,
-    index_path,
-    read_index,
-    read_manifest,
-)
+from wsl_d2.errors import ShardError
+from wsl_d2.files import cache_folder
 
 _MAX_OPEN_SHARDS = 128
 _MAX_REPLACEMENTS = 100
@@ -44,29 +40,28 @@ class HashtagDataset(Dataset):
         folder: with ``manifest.json``, ``vocabulary.json`` and the shards; a path or a URL of fsspec.
         mapper: turns encoded bytes into a crop.
         seed: together with the position it seeds each crop.
+        fresh: of a store, copy the manifest again; one process of a machine does it for all.
 
     Attributes:
-        noise: replaces labels as they are read, in ``index`` too; set before either is.
         store: where the shards come from.
         folder: local, with ``manifest.json`` and ``vocabulary.json``.
 
     Raises:
-        ShardError: see :func:`wsl_d2.data.shards.read_manifest`.
+        ShardError: see :func:`wsl_d2.data.format.manifest.read_manifest`.
     """
 
-    def __init__(self, folder: str | Path, mapper: HashtagMapper | None = None, seed: int = 0):
+    def __init__(self, folder: str | Path, mapper: HashtagMapper | None = None, seed: int = 0, *, fresh: bool = True):
         self.store = ShardStore(folder)
-        for name in ("manifest.json", "vocabulary.json"):
-            self.store.path(name, fresh=True)
+        for name in (MANIFEST, VOCABULARY):
+            self.store.path(name, fresh=fresh)
         self.folder = self.store.folder
         self.mapper = mapper
         self.seed = seed
-        self.noise: LabelNoise | None = None
         self.manifest = read_manifest(self.folder)
         self.table = ShardTable.from_manifest(self.manifest)
         del self.manifest["shards"]  # hundreds of megabytes where there are many; the table holds what is needed
         self._ends = np.cumsum(self.table.num_images)
-        self._open: OrderedDict[int, tuple[int, ShardIndex]] = OrderedDict()
+        self._open: OrderedDict[int, tuple[int, ShardIndex, ShardLabels]] = OrderedDict()
 
     def __len__(self) -> int:
         return self.manifest["num_images"]
@@ -84,32 +79,75 @@ class HashtagDataset(Dataset):
     def num_labels(self) -> int:
         return self.manifest["num_labels"]
 
-    def read_index(self, shard: int, mapped: bool = False) -> ShardIndex:
-        """Reads the index of a shard; ``mapped``: see :func:`wsl_d2.data.shards.read_index`.
+    @property
+    def shards_sha256(self) -> str:
+        """A digest of the content of all tars."""
+        return hashlib.sha256(self.table.sha256.tobytes()).hexdigest()
+
+    @property
+    def labels_sha256(self) -> str:
+        """A digest of the labels of all images."""
+        return hashlib.sha256(self.table.labels_sha256.tobytes()).hexdigest()
+
+    def read_labels(self, shard: int, mapped: bool = False) -> ShardLabels:
+        """Reads the labels of a shard; ``mapped``: see :func:`wsl_d2.data.format.labels.read_labels`.
+
+        Raises:
+            ShardError: they are missing, damaged or do not belong to the manifest.
+        """
+        name = self.table.name(shard)
+        self.store.path(labels_path(name).name)
+        labels = read_labels(self.folder / name, mapped=mapped)
+        if labels.sha256 != self.table.labels_hex_digest(shard):
+            raise ShardError(
+                f"{self.store.place(labels_path(name).name)} holds other labels than the manifest says (vocabulary "
+                f"{labels.vocabulary_checksum[:12]}, column {labels.hashtags_column!r}, {len(labels.rows)} images); "
+                "index the dataset again."
+            )
+        return labels
+
+    def read_index(self, shard: int) -> ShardIndex:
+        """Reads the index of a shard, but for its hashtags.
 
         Raises:
             ShardError: it is missing, damaged or does not belong to the manifest.
         """
         name = self.table.name(shard)
         self.store.path(index_path(name).name)
-        index = read_index(self.folder / name, self.vocabulary_checksum, mapped)
-        if len(index.keys) != self.table.num_images[shard]:
+        index = read_index(self.folder / name, with_hashtags=False, mapped=True)
+        if index.tar_sha256 != self.table.hex_digest(shard):
             raise ShardError(
-                f"{self.store.place(index_path(name).name)} has {len(index.keys)} images, the manifest says "
-                f"{self.table.num_images[shard]}; index the shard and finish the dataset again."
+                f"{self.store.place(index_path(name).name)} is the index of another tar than the manifest says; index "
+                "the dataset again."
             )
         return index
 
     @property
     def sharded_index(self) -> ShardedIndex:
-        """The labels of all images, read from one shard's index at a time."""
+        """The labels of all images, read from one shard at a time."""
         counts = np.array(self.manifest["hashtag_counts"], np.int64)
-        return ShardedIndex(self.read_index, self.table.num_images, counts, self.noise)
+        return ShardedIndex(self.read_labels, self.table.num_images, counts)
 
     @cached_property
     def index(self) -> HashtagIndex:
-        """The labels of all images in memory; reads every shard's index."""
+        """The labels of all images in memory; reads every shard's labels."""
         return self.sharded_index.load()
+
+    def epoch_distribution(self, mode: str, threshold: float) -> EpochDistribution:
+        """Returns what an epoch holds after resampling; see :func:`wsl_d2.data.order.resampling.repeat_factors`.
+
+        It is worked out once from the labels of all shards, and kept in the cache.
+        """
+        facts = [mode, threshold if mode in ("sqrt", "uniform") else None, self.labels_sha256]
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        path = cache_folder("resampling", f"{digest[:24]}.npz")
+        if path.is_file():
+            with np.load(path) as arrays:
+                return EpochDistribution(arrays["totals"], int(arrays["length"]), arrays["draws"])
+        found = epoch_distribution(self.sharded_index, threshold, mode)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_arrays(path, {"totals": found.totals, "length": np.int64(found.length), "draws": found.draws})
+        return found
 
     def check_shards(self) -> None:
         """Raises ShardError that lists each shard which is missing or has another size than the manifest says.
@@ -123,12 +161,14 @@ class HashtagDataset(Dataset):
         """Returns the local path of a shard, copied from the store where need be."""
         return self.store.path(self.table.name(shard), self.table.hex_digest(shard))
 
-    def _shard(self, shard: int) -> tuple[int, ShardIndex]:
-        """An open file of the shard, and its index."""
+    def _shard(self, shard: int) -> tuple[int, ShardIndex, ShardLabels]:
+        """An open file of the shard, its index and its labels."""
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        index = self.read_index(shard, mapped=True)
+        index, labels = self.read_index(shard), self.read_labels(shard, mapped=True)
+        if len(labels.rows) and labels.rows[-1] >= len(index.keys):
+            raise ShardError(f"shard {self.store.place(self.table.name(shard))}: labels of images that it lacks.")
         try:
             file = self._open_file(shard)
             num_bytes = os.fstat(file).st_size
@@ -143,8 +183,8 @@ class HashtagDataset(Dataset):
             )
         if len(self._open) >= _MAX_OPEN_SHARDS:
             os.close(self._open.popitem(last=False)[1][0])
-        self._open[shard] = file, index
-        return file, index
+        self._open[shard] = file, index, labels
+        return file, index, labels
 
     def _open_file(self, shard: int) -> int:
         for _ in range(10):
@@ -161,19 +201,17 @@ class HashtagDataset(Dataset):
 
     def _read(self, image: int) -> tuple[str, bytes, np.ndarray]:
         shard = int(np.searchsorted(self._ends, image, side="right"))
-        row = image - (int(self._ends[shard - 1]) if shard else 0)
-        file, index = self._shard(shard)
-        data = index.read_image(file, row)
-        key = index.keys[row].decode()
+        place = image - (int(self._ends[shard - 1]) if shard else 0)
+        file, index, labels = self._shard(shard)
+        row = int(labels.rows[place])
+        data, key = index.read_image(file, row), index.key(row)
         if data is None:
             raise ShardError(
                 f"shard {self.store.place(self.table.name(shard))}: image {key!r} is not what was indexed; the shard "
                 "was altered or damaged. Restore it, or index it again and finish the dataset."
             )
-        labels = index.labels[index.indptr[row] : index.indptr[row + 1]]
-        if self.noise:
-            labels = self.noise.replace(np.array([0, len(labels)]), labels, image)
-        return key, data, labels.astype(np.int64)
+        own = labels.labels[labels.indptr[place] : labels.indptr[place + 1]]
+        return key, data, own.astype(np.int64)
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict:
         image, position = item if isinstance(item, tuple) else (item, item)

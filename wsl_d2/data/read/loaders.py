@@ -7,13 +7,9 @@ A batch is a dict: "image" (N, 3, H, W) uint8 or an EncodedBatch (device_decode.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
-import json
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,16 +17,13 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
-from iopath.common.file_io import get_cache_dir
 from torch.utils.data import DataLoader, default_collate
 
-from wsl_d2.data.noise import LabelNoise
-from wsl_d2.data.order.resampling import EpochDistribution, epoch_distribution
 from wsl_d2.data.order.sampler import HashtagSampler
 from wsl_d2.data.read.dataset import HashtagDataset
 from wsl_d2.data.read.device_decode import EncodedBatch, EncodedCrop
 from wsl_d2.data.read.mapper import HashtagMapper
-from wsl_d2.data.shards import write_atomically
+from wsl_d2.errors import UserError
 
 MAX_FULLY_SHUFFLED_IMAGES = 200_000_000
 _READS_AHEAD = 4  # shards of a store copied at a time by each process
@@ -55,7 +48,7 @@ def collate(samples: list[dict]) -> dict:
 
 
 def get_hashtag_dataset(name: str) -> HashtagDataset:
-    """Returns the registered hashtag dataset of that name.
+    """Opens the registered hashtag dataset of that name.
 
     Raises:
         ValueError: the name belongs to something else.
@@ -63,9 +56,9 @@ def get_hashtag_dataset(name: str) -> HashtagDataset:
     """
     dataset = DatasetCatalog.get(name)
     if not isinstance(dataset, HashtagDataset):
-        raise ValueError(
+        raise UserError(
             f"dataset {name!r} is no hashtag dataset; register it through DATASETS.HASHTAG_FOLDERS or "
-            "wsl_d2.data.read.catalog.register_hashtag_dataset."
+            "wsl_d2.data.register_hashtag_dataset."
         )
     return dataset
 
@@ -76,43 +69,23 @@ def sampler_seed(cfg) -> int:
 
 
 def training_dataset(cfg) -> HashtagDataset:
-    """Returns the one dataset of ``DATASETS.TRAIN`` with its training mapper and its label noise."""
+    """Opens the one dataset of ``DATASETS.TRAIN``, with its training mapper."""
     if len(cfg.DATASETS.TRAIN) != 1:
-        raise ValueError(f"DATASETS.TRAIN must name exactly one hashtag dataset, got {tuple(cfg.DATASETS.TRAIN)}.")
+        raise UserError(f"DATASETS.TRAIN must name exactly one hashtag dataset, got {tuple(cfg.DATASETS.TRAIN)}.")
     dataset = get_hashtag_dataset(cfg.DATASETS.TRAIN[0])
     dataset.mapper = HashtagMapper.from_config(cfg, is_train=True)
     dataset.seed = sampler_seed(cfg)
     dataset.store.cache_bytes = cfg.DATALOADER.SHARD_CACHE_GB * 1e9
     dataset.store.attempts = cfg.DATALOADER.READ_ATTEMPTS
-    noise = cfg.DATALOADER.LABEL_NOISE
-    if noise.FRACTION != 0:
-        dataset.noise = LabelNoise(noise.FRACTION, noise.SEED, np.array(dataset.manifest["hashtag_counts"]))
     return dataset
-
-
-def training_distribution(cfg, dataset: HashtagDataset) -> EpochDistribution:
-    """Returns what an epoch of the training set holds.
-
-    It is worked out once from the indexes of all shards, and kept in Detectron2's cache folder.
-    """
-    resampling, noise = cfg.DATALOADER.RESAMPLING, cfg.DATALOADER.LABEL_NOISE
-    facts = [resampling.MODE, resampling.THRESHOLD, noise.FRACTION, noise.SEED, dataset.manifest]
-    digest = hashlib.sha256(json.dumps(facts).encode() + dataset.table.sha256.tobytes()).hexdigest()
-    path = Path(get_cache_dir()) / "wsl_d2" / "resampling" / f"{digest[:24]}.npz"
-    if path.is_file():
-        with np.load(path) as arrays:
-            return EpochDistribution(arrays["totals"], int(arrays["length"]), arrays["draws"])
-    found = epoch_distribution(dataset.sharded_index, resampling.THRESHOLD, resampling.MODE)
-    buffer = io.BytesIO()
-    np.savez(buffer, totals=found.totals, length=found.length, draws=found.draws)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, buffer.getvalue())
-    return found
 
 
 def _shard_totals(cfg, dataset: HashtagDataset) -> np.ndarray | None:
     """The sums of repeat factors of all shards; read by one process for all."""
-    totals = training_distribution(cfg, dataset).totals if comm.is_main_process() else None
+    resampling = cfg.DATALOADER.RESAMPLING
+    totals = None
+    if comm.is_main_process():
+        totals = dataset.epoch_distribution(resampling.MODE, resampling.THRESHOLD).totals
     if comm.get_world_size() > 1:
         box = [totals]
         torch.distributed.broadcast_object_list(box, src=0)
@@ -120,22 +93,22 @@ def _shard_totals(cfg, dataset: HashtagDataset) -> np.ndarray | None:
     return totals
 
 
-def build_sampler(cfg, dataset: HashtagDataset, start_iteration: int = 0) -> HashtagSampler:
+def build_sampler(cfg, dataset: HashtagDataset) -> HashtagSampler:
     """Builds this process's training sampler from the config; called by all processes together.
 
     Raises:
-        ValueError: a key is out of range, or the dataset is too large to be shuffled as a whole.
+        UserError: the dataset is too large to be shuffled as a whole.
+        ValueError: a key is out of range.
     """
     mode, window = cfg.DATALOADER.RESAMPLING.MODE, cfg.DATALOADER.SHUFFLE_WINDOW_SHARDS
-    index = dataset.sharded_index
     if mode != "natural" and window == 0 and len(dataset) > MAX_FULLY_SHUFFLED_IMAGES:
-        raise ValueError(
+        raise UserError(
             f"DATALOADER.SHUFFLE_WINDOW_SHARDS is 0, which shuffles all {len(dataset):,} images of {dataset.folder} at "
             f"once and needs {len(dataset) * 16 / 1e9:.0f} GB in every process under {mode} resampling; set it to the "
             "number of shards whose images are to be mixed, for example 512."
         )
     return HashtagSampler(
-        index,
+        dataset.sharded_index,
         seed=sampler_seed(cfg),
         mode=mode,
         threshold=cfg.DATALOADER.RESAMPLING.THRESHOLD,
@@ -143,7 +116,6 @@ def build_sampler(cfg, dataset: HashtagDataset, start_iteration: int = 0) -> Has
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
-        start_iteration=start_iteration,
         window_shards=window,
         streams=cfg.DATALOADER.READ_STREAMS,
     )
@@ -180,12 +152,12 @@ class _BatchSampler:
                 yield batch[start : start + self.size]
 
 
-class WorkerError(RuntimeError):
+class WorkerError(UserError, RuntimeError):
     """A worker process of a loader has died or does not answer."""
 
 
 @contextlib.contextmanager
-def explaining_workers() -> Iterator[None]:
+def name_dead_workers() -> Iterator[None]:
     """Turns what torch raises when a worker process dies or hangs into one kind of error.
 
     A death may come to light anywhere in the main process, since torch raises it when the system's signal arrives.
@@ -217,14 +189,13 @@ class _WorkerLoader(DataLoader):
     """A DataLoader that ends with one kind of error, WorkerError, whenever a worker process dies or hangs."""
 
     def __iter__(self) -> Iterator[dict]:  # type: ignore[override]
-        iterator: Any = None
-        try:
-            with explaining_workers():
-                iterator = super().__iter__()
+        with name_dead_workers():
+            iterator: Any = super().__iter__()
+            try:
                 yield from iterator
-        finally:
-            if hasattr(iterator, "_shutdown_workers"):  # at once; waiting for the garbage collector takes seconds
-                iterator._shutdown_workers()
+            finally:
+                if hasattr(iterator, "_shutdown_workers"):  # at once; waiting for the garbage collector takes seconds
+                    iterator._shutdown_workers()
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
@@ -247,23 +218,17 @@ def _worker_options(cfg) -> dict:
     }
 
 
-def build_hashtag_train_loader(cfg, start_iteration: int = 0) -> DataLoader:
+def build_hashtag_train_loader(cfg, dataset: HashtagDataset, sampler: HashtagSampler) -> DataLoader:
     """Builds the infinite training loader of this process.
 
     Args:
-        cfg: reads DATASETS.TRAIN, DATALOADER, INPUT, SEED, SOLVER.IMS_PER_BATCH and SOLVER.IMS_PER_MICRO_BATCH, which
-            says how many images are delivered at a time (0: the process's whole share of a batch).
-        start_iteration: the first iteration to deliver; the batches are those an uninterrupted run would get.
+        cfg: reads DATALOADER, SOLVER.IMS_PER_BATCH and SOLVER.IMS_PER_MICRO_BATCH, which says how many images are
+            delivered at a time (0: the process's whole share of a batch).
+        dataset: of :func:`training_dataset`.
+        sampler: of :func:`build_sampler`; its ``start_iteration`` is the first iteration to deliver.
 
     Taking a batch raises :class:`WorkerError` if a worker process died, as when the system ran out of memory, or hangs.
-
-    Raises:
-        ShardError: a shard is missing or has another size than the manifest says.
     """
-    dataset = training_dataset(cfg)
-    if comm.get_local_rank() == 0:  # once on every machine
-        dataset.check_shards()
-    sampler = build_sampler(cfg, dataset, start_iteration)
     if dataset.store.is_remote:
         sampler.on_shards = _ReadAhead(dataset)
     size = cfg.SOLVER.IMS_PER_MICRO_BATCH or cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
@@ -275,11 +240,8 @@ def build_hashtag_train_loader(cfg, start_iteration: int = 0) -> DataLoader:
     )
 
 
-def build_hashtag_test_loader(cfg, name: str) -> DataLoader:
+def build_hashtag_test_loader(cfg, dataset: HashtagDataset) -> DataLoader:
     """Builds a finite loader: every image of the dataset once over all processes, none padded or repeated."""
-    dataset = get_hashtag_dataset(name)
-    dataset.mapper = HashtagMapper.from_config(cfg, is_train=False)
-    dataset.check_shards()
     return _WorkerLoader(
         dataset,
         batch_size=cfg.TEST.IMS_PER_BATCH,

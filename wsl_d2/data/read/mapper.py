@@ -17,7 +17,7 @@ from wsl_d2.data.read.device_decode import EncodedCrop
 
 __all__ = ["DECODINGS", "DamagedImageError", "HashtagMapper", "decode_image", "sample_crop"]
 
-DECODINGS = ("fast", "exact", "box", "device")
+DECODINGS = ("fast", "exact", "device")
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
@@ -68,12 +68,6 @@ def crop_exact(encoded: EncodedImage, box: Box, size: int) -> np.ndarray:
     return _planes(crop.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def crop_box(encoded: EncodedImage, box: tuple[float, float, float, float], size: int) -> np.ndarray:
-    """Resizes the part of the image in ``box``; the filter at its border sees the pixels outside."""
-    image = Image.fromarray(decode(encoded))
-    return _planes(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
-
-
 def centre_exact(encoded: EncodedImage, short_side: int, size: int) -> np.ndarray:
     """Resizes the short side and crops the centre, bit for bit as torchvision does with a Pillow image."""
     image = TF.resize(Image.fromarray(decode(encoded)), [short_side], TF.InterpolationMode.BILINEAR)
@@ -94,8 +88,7 @@ class HashtagMapper:
         scale, ratio: area fraction and aspect range of the training crop.
         short_side: pixels; length of the short side before the test's centre crop.
         decoding: "exact" equals torchvision's transforms of Pillow images bit for bit. "fast" trains on crops whose
-            JPEG is shrunk while decoding, and tests as "exact". "box" resizes with a filter that also sees the
-            pixels around the crop, and takes the test's crop in one step. "device" leaves plain JPEG of training for
+            JPEG is shrunk while decoding, and tests as "exact". "device" leaves plain JPEG of training for
             :func:`wsl_d2.data.read.device_decode.decode_batch`, and is "exact" for all else.
 
     Raises:
@@ -143,6 +136,11 @@ class HashtagMapper:
             decoding=cfg.INPUT.DECODING,
         )
 
+    @property
+    def settings(self) -> dict:
+        """All that decides a crop, beside its seed."""
+        return dict(vars(self))
+
     def __call__(self, data: bytes, rng: np.random.Generator | None = None) -> np.ndarray | EncodedCrop:
         """Returns the crop as (3, H, W) uint8, or what is left to be done; ``rng`` is needed in training only.
 
@@ -150,7 +148,9 @@ class HashtagMapper:
             DamagedImageError: the bytes are no usable image.
         """
         encoded = open_image(data)
-        pixels = self._training_crop(encoded, rng) if self.is_train else self._test_crop(encoded)
+        pixels = (
+            self._training_crop(encoded, rng) if self.is_train else centre_exact(encoded, self.short_side, self.size)
+        )
         if isinstance(pixels, EncodedCrop):
             return pixels
         if self.image_format == "BGR":
@@ -163,15 +163,7 @@ class HashtagMapper:
         flip = rng.random() < 0.5
         if self.decoding == "device" and encoded.is_plain:
             return EncodedCrop(encoded.data, box, self.size, flip, self.image_format == "BGR")
-        crop = {"fast": crop_fast, "exact": crop_exact, "box": crop_box, "device": crop_exact}[self.decoding]
+        crop = {"fast": crop_fast, "exact": crop_exact, "device": crop_exact}[self.decoding]
         pixels = crop(encoded, box, self.size)
         # torch mirrors 8-bit images several times faster than numpy copies a mirrored view.
         return torch.from_numpy(pixels).flip(2).numpy() if flip else pixels
-
-    def _test_crop(self, encoded: EncodedImage) -> np.ndarray:
-        if self.decoding != "box":
-            return centre_exact(encoded, self.short_side, self.size)
-        width, height = encoded.size
-        side = min(width, height) * self.size / self.short_side
-        left, top = (width - side) / 2, (height - side) / 2
-        return crop_box(encoded, (left, top, left + side, top + side), self.size)

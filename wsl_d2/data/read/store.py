@@ -7,28 +7,16 @@ checksum are right. The shards used longest ago make room for new ones.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-import random
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from filelock import FileLock
-from iopath.common.file_io import get_cache_dir
 
-from wsl_d2.data.shards import ShardError, sha256_of
-
-CACHE_VARIABLE = "WSL_D2_SHARD_CACHE"
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds between two attempts
-_NO_ANSWER = 60.0  # seconds after which a connection that gives nothing counts as lost
-
-
-def is_url(folder: str | Path) -> bool:
-    """Whether a folder is in a store that fsspec knows, such as ``s3://bucket/train``."""
-    return "://" in str(folder)
+from wsl_d2.data.remote import StoreBusyError, StoreUnreachableError, is_url, open_file_system, retry
+from wsl_d2.errors import ShardError
+from wsl_d2.files import cache_folder, sha256_of
 
 
 class ShardStore:
@@ -51,8 +39,7 @@ class ShardStore:
         self.cache_bytes = cache_bytes
         self.attempts = attempts
         if self.is_remote:
-            root = os.environ.get(CACHE_VARIABLE) or Path(get_cache_dir()) / "wsl_d2" / "shards"
-            self.folder = Path(root) / hashlib.sha256(self.location.encode()).hexdigest()[:16]
+            self.folder = cache_folder("shards", hashlib.sha256(self.location.encode()).hexdigest()[:16])
             self.folder.mkdir(parents=True, exist_ok=True)
         else:
             self.folder = Path(folder)
@@ -88,39 +75,25 @@ class ShardStore:
 
     def _copy(self, name: str, path: Path, sha256: str | None) -> None:
         partial = path.with_name(f"{name}.partial-{os.getpid()}")
-        problem = ""
-        for attempt in range(self.attempts):
-            if attempt:
-                wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
-                logging.getLogger(__name__).warning(
-                    f"{self.place(name)}: {problem}; attempt {attempt + 1} of {self.attempts} in {wait:.1f} s"
-                )
-                time.sleep(wait)
-            try:
-                self._file_system().get_file(self.place(name), str(partial))
-                problem = _problem_of(partial, name, sha256)
-                if not problem:
-                    if name.endswith(".tar"):
-                        self._make_room(partial.stat().st_size)
-                    os.replace(partial, path)
-                    return
-            except FileNotFoundError as error:
-                raise ShardError(f"{self.place(name)} does not exist.") from error
-            except Exception as error:  # stores raise errors of their own libraries
-                problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            finally:
-                partial.unlink(missing_ok=True)
-        raise ShardError(f"{self.place(name)} could not be read in {self.attempts} attempts: {problem}.")
+
+        def copy() -> None:
+            self._file_system().get_file(self.place(name), str(partial))
+            if problem := _problem_of(partial, name, sha256):
+                raise StoreBusyError(problem)
+
+        try:
+            retry(copy, self.place(name), self.attempts)
+            if name.endswith(".tar"):
+                self._make_room(partial.stat().st_size)
+            os.replace(partial, path)
+        except (FileNotFoundError, PermissionError, StoreBusyError, StoreUnreachableError) as error:
+            raise ShardError(f"{error}.") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _file_system(self) -> Any:
         if self._connection is None or self._connection[0] != os.getpid():
-            options: dict = {"skip_instance_cache": True}
-            if self.location.startswith(("http://", "https://")):
-                import aiohttp
-
-                timeout = aiohttp.ClientTimeout(total=None, sock_connect=_NO_ANSWER, sock_read=_NO_ANSWER)
-                options["client_kwargs"] = {"timeout": timeout}
-            self._connection = (os.getpid(), fsspec.url_to_fs(self.location, **options)[0])
+            self._connection = (os.getpid(), open_file_system(self.location))
         return self._connection[1]
 
     def _make_room(self, num_bytes: int) -> None:

@@ -11,20 +11,25 @@ import json
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from wsl_d2.data.format.manifest import finish_dataset
+from wsl_d2.data.format.tar import IMAGE_EXTENSIONS
 from wsl_d2.data.read.decode import DamagedImageError, open_image
-from wsl_d2.data.shards import ShardError, finish_dataset, index_shard, read_index, write_shard
-from wsl_d2.hashtags import Vocabulary
-from wsl_d2.hashtags.normalize import normalize_hashtag
+from wsl_d2.data.write.source import claim_folder
+from wsl_d2.data.write.writer import Sample, ShardPart, Writing, load_image, write_dataset
+from wsl_d2.errors import ShardError
+from wsl_d2.hashtags import MappingPolicy, Vocabulary, normalize_hashtag
+from wsl_d2.hashtags.policy import EXACT
 
-_IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp")
+_IMAGE_NAMES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+# Folders that operating systems, network drives and editors leave among others; so are all that begin with a dot.
+_SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
 
 
 class ClassImage(NamedTuple):
@@ -42,12 +47,15 @@ class ClassImage(NamedTuple):
             return file.read(self.size)
 
 
-def list_images(root: str | Path, files: Iterable[str] | None = None) -> list[ClassImage]:
+def list_images(root: str | Path, files: Iterable[str] | None = None) -> tuple[list[ClassImage], dict[str, int]]:
     """Lists the images of all classes, sorted by name.
 
     Args:
         root: a folder or a tar.
         files: names below the root; only these are taken. All must be there.
+
+    Returns:
+        The images, and kind -> number of what was passed over: hidden files and the folders that systems leave.
 
     Raises:
         ShardError: there is no image, an image lies outside of any class, or one of ``files`` is missing.
@@ -55,7 +63,8 @@ def list_images(root: str | Path, files: Iterable[str] | None = None) -> list[Cl
     root = Path(root)
     if not root.exists():
         raise ShardError(f"{root} does not exist.")
-    found = {image.name: image for image in (_in_tar(root) if root.is_file() else _in_folder(root))}
+    skipped: Counter[str] = Counter()
+    found = {image.name: image for image in (_in_tar if root.is_file() else _in_folder)(root, skipped)}
     if files is not None:
         wanted = {name.removeprefix("./") for name in files}
         if missing := sorted(wanted - found.keys()):
@@ -65,86 +74,87 @@ def list_images(root: str | Path, files: Iterable[str] | None = None) -> list[Cl
         raise ShardError(f"{root} holds no image ({', '.join(_IMAGE_NAMES)}) in a folder of its class.")
     if outside := [image.name for image in found.values() if not image.label]:
         raise ShardError(f"{root}: {min(outside)!r} lies outside of any class; give the folder that holds the classes.")
-    return [found[name] for name in sorted(found)]
+    return [found[name] for name in sorted(found)], dict(sorted(skipped.items()))
 
 
-def _in_folder(root: Path) -> Iterator[ClassImage]:
+def _hidden_part(name: str) -> str:
+    """The part of a path that a system or editor made, "" if there is none."""
+    return next((part for part in name.split("/") if part.startswith(".") or part in _SYSTEM_FOLDERS), "")
+
+
+def _is_image(name: str, skipped: Counter[str]) -> bool:
+    if not name.lower().endswith(_IMAGE_NAMES):
+        return False
+    if hidden := _hidden_part(name):
+        kind = "in a folder " + hidden if hidden != name.rpartition("/")[2] else "hidden file"
+        skipped[f"{kind} (not a class)" if kind != "hidden file" else kind] += 1
+    return not hidden
+
+
+def _in_folder(root: Path, skipped: Counter[str]) -> Iterator[ClassImage]:
     for folder, _, names in os.walk(root, followlinks=True):
-        label = Path(folder).relative_to(root).as_posix().removeprefix(".")
+        label = Path(folder).relative_to(root).as_posix()
+        label = "" if label == "." else label
         for name in names:
-            if name.lower().endswith(_IMAGE_NAMES):
-                yield ClassImage(label, f"{label}/{name}".lstrip("/"), os.path.join(folder, name))
+            path = f"{label}/{name}".lstrip("/")
+            if _is_image(path, skipped):
+                yield ClassImage(label, path, os.path.join(folder, name))
 
 
-def _in_tar(root: Path) -> Iterator[ClassImage]:
+def _in_tar(root: Path, skipped: Counter[str]) -> Iterator[ClassImage]:
     try:
         with tarfile.open(root, "r:") as tar:
             for member in tar:
                 name = member.name.removeprefix("./")
                 if not member.isreg():
                     continue
-                if name.lower().endswith(_IMAGE_NAMES):
+                if _is_image(name, skipped):
                     label = name.rpartition("/")[0]
                     yield ClassImage(label, name, str(root), member.offset_data, member.size)
-                elif name.endswith(".tar"):
+                elif name.endswith(".tar") and not _hidden_part(name):
                     label = name.removesuffix(".tar")
                     with tarfile.open(fileobj=tar.extractfile(member), mode="r:") as inner:
                         for one in inner:
-                            if one.isreg() and one.name.lower().endswith(_IMAGE_NAMES):
+                            path = f"{label}/{one.name.removeprefix('./')}"
+                            if one.isreg() and _is_image(path, skipped):
                                 offset = member.offset_data + one.offset_data
-                                yield ClassImage(label, f"{label}/{one.name}", str(root), offset, one.size)
+                                yield ClassImage(label, path, str(root), offset, one.size)
     except tarfile.TarError as error:
         raise ShardError(f"{root}: not a readable tar ({error}).") from error
 
 
 def class_vocabulary(name: str, classes: Iterable[str]) -> Vocabulary:
-    """Returns a vocabulary with one label for each class, in sorted order, known by its folder's name."""
+    """Returns a vocabulary with one label for each class, in sorted order, known by its folder's name alone."""
     synsets = sorted(set(classes))
-    tokens: list[str] = []
+    tokens: dict[str, None] = {}
     for place, label in enumerate(synsets):
         token = normalize_hashtag(label)
-        tokens.append(token if token and token not in tokens else f"{token}class{place}")
-    return Vocabulary(name, synsets, [[token] for token in tokens], {"classes": "names of folders"})
+        tokens[token if token and token not in tokens else f"{token}class{place}"] = None
+    policy = MappingPolicy(matching=EXACT)
+    return Vocabulary(name, synsets, [[token] for token in tokens], {"classes": "names of folders"}, policy)
 
 
-class _Job(NamedTuple):
-    tar: Path
-    images: list[ClassImage]
-    keys: list[str]
-    vocabulary: Vocabulary
-
-    @property
-    def source(self) -> str:
-        return hashlib.sha256(json.dumps([self.images, self.vocabulary.checksum]).encode()).hexdigest()
+class _Item(NamedTuple):
+    image: ClassImage
+    key: str
+    token: str
 
 
-def _run(job: _Job) -> list[dict]:
-    """Writes one shard unless it is there; returns the images that cannot be used."""
-    rejected: list[dict] = []
+def _key_of(item: _Item) -> str:
+    return item.key
 
-    def samples() -> Iterator[tuple[str, bytes, dict]]:
-        for image, key in zip(job.images, job.keys, strict=True):
-            data = image.read()
-            try:
-                open_image(data)
-            except DamagedImageError as error:
-                rejected.append({"file": image.name, "reason": str(error)})
-                continue
-            token = job.vocabulary.hashtags[job.vocabulary.synsets.index(image.label)][0]
-            yield key, data, {"hashtags": [token], "class": image.label, "file": image.name}
 
-    notes = job.tar.with_suffix(".rejected.json")
+def _facts_of(item: _Item) -> list:
+    return [item.key, item.image.label, item.image.name]
+
+
+def _load(item: _Item) -> Sample:
+    data = load_image(item.image.path, lambda _: item.image.read())
     try:
-        if read_index(job.tar, job.vocabulary.checksum).source == job.source and job.tar.exists():
-            return json.loads(notes.read_text()) if notes.exists() else []
-    except ShardError:
-        pass  # it is not there yet, or of another call
-    write_shard(job.tar, samples())
-    notes.unlink(missing_ok=True)
-    if rejected:
-        notes.write_text(json.dumps(rejected))
-    index_shard(job.tar, job.vocabulary, source=job.source)
-    return rejected
+        open_image(data)
+    except DamagedImageError as error:
+        raise ValueError(str(error)) from error
+    return item.key, data, {"hashtags": [item.token], "class": item.image.label, "file": item.image.name}
 
 
 def make_class_shards(
@@ -154,7 +164,7 @@ def make_class_shards(
     vocabulary: Vocabulary | None = None,
     files: Iterable[str] | None = None,
     images_per_shard: int = 5_000,
-    workers: int | None = None,
+    workers: int = 1,
 ) -> dict:
     """Writes class folders as a dataset of shards, in a random order that mixes the classes; can be repeated.
 
@@ -166,30 +176,41 @@ def make_class_shards(
         workers: processes.
 
     Returns:
-        The manifest; "rejected" counts images that cannot be decoded, listed in ``rejected.jsonl``.
+        The manifest; "account" counts the images that were written and rejected, "skipped" those that are of no class.
+        Rejected ones are listed in ``*.rejected.jsonl``.
 
     Raises:
-        ShardError: see :func:`list_images`; or a class is not in ``vocabulary``.
+        ShardError: see :func:`list_images`; a class is not in ``vocabulary``; or the folder is another dataset's.
     """
-    images = list_images(root, files)
+    images, skipped = list_images(root, files)
     vocabulary = vocabulary or class_vocabulary(Path(root).name, (image.label for image in images))
-    if unknown := sorted({image.label for image in images} - set(vocabulary.synsets)):
+    label_of = {synset: label for label, synset in enumerate(vocabulary.synsets)}
+    if unknown := sorted({image.label for image in images} - label_of.keys()):
         raise ShardError(f"{root}: class {unknown[0]!r} is none of the {len(vocabulary)} classes asked for.")
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    vocabulary.save(output / "vocabulary.json")
+    names = hashlib.sha256(json.dumps([image.name for image in images]).encode()).hexdigest()
+    facts = {
+        "made_by": "data from-folders",
+        "num_images": len(images),
+        "names_sha256": names,
+        "vocabulary": vocabulary.checksum,
+        "images_per_shard": images_per_shard,
+    }
+    claim_folder(output, facts)
     order = np.random.Generator(np.random.Philox(0)).permutation(len(images))
-    keys = [f"{number:08d}-{re.sub('[^A-Za-z0-9_-]', '_', image.name)}" for number, image in enumerate(images)]
-    jobs = []
-    for number, start in enumerate(range(0, len(images), images_per_shard)):
-        chosen = order[start : start + images_per_shard]
-        tar = output / f"shard-{number:06d}.tar"
-        jobs.append(_Job(tar, [images[i] for i in chosen], [keys[i] for i in chosen], vocabulary))
-    for leftover in set(output.glob("*.tar")) - {job.tar for job in jobs}:
-        raise ShardError(f"{leftover} is of another dataset; choose an empty folder.")
-    with ProcessPoolExecutor(workers) as pool:
-        rejected = [
-            row for rows in tqdm(pool.map(_run, jobs), total=len(jobs), unit="shard", disable=None) for row in rows
-        ]
-    (output / "rejected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rejected))
-    return finish_dataset(output, vocabulary, {"rejected": len(rejected)})
+    items = [
+        _Item(image, _key(number, image.name), vocabulary.hashtags[label_of[image.label]][0])
+        for number, image in enumerate(images)
+    ]
+    starts = range(0, len(images), images_per_shard)
+    parts = (
+        ShardPart(output / f"shard-{number:06d}.tar", [items[i] for i in order[start : start + images_per_shard]])
+        for number, start in enumerate(starts)
+    )
+    writing = Writing(_load, _key_of, _facts_of, vocabulary, "class folders")
+    account = write_dataset(output, writing, parts, workers, total=len(starts))
+    return finish_dataset(output, vocabulary, {"account": dict(sorted(account.items())), "skipped": skipped})
+
+
+def _key(number: int, name: str) -> str:
+    return f"{number:08d}-{re.sub('[^A-Za-z0-9_-]', '_', name)}"[:200]

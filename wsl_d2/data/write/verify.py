@@ -13,8 +13,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from wsl_d2.data.format.index import ShardIndex, index_path, read_index
+from wsl_d2.data.format.labels import ShardLabels, labels_path, read_labels
+from wsl_d2.data.format.manifest import ShardTable, read_manifest
 from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
-from wsl_d2.data.shards import ShardError, ShardIndex, ShardTable, index_path, read_index, read_manifest, sha256_of
+from wsl_d2.errors import ShardError
+from wsl_d2.files import sha256_of
 
 NOT_LISTED = "not in the manifest"
 
@@ -25,8 +29,9 @@ class ShardReport:
 
     Attributes:
         name: of the tar.
-        problem: "missing", "empty", "cut off", "too long", "altered", "no index", "damaged index", "index of another
-            vocabulary", "index of other images", "not in the manifest", "unreadable", or "".
+        problem: "missing", "empty", "cut off", "too long", "altered", "no index", "damaged index", "index of other
+            images", "no labels", "damaged labels", "labels of another vocabulary", "other labels", "not in the
+            manifest", "unreadable", or "".
         detail: more of it.
         num_images: labelled images looked at.
         damaged: (key, reason) of those that cannot be decoded, and of those that are no longer what was indexed.
@@ -49,12 +54,13 @@ class _Shard:
     num_images: int
     num_bytes: int
     sha256: str
+    labels_sha256: str
     vocabulary_checksum: str
 
 
 def _stamp(path: Path) -> list[int]:
     stamp = []
-    for file in (path, index_path(path)):
+    for file in (path, index_path(path), labels_path(path)):
         try:
             status = file.stat()
             stamp += [status.st_size, status.st_mtime_ns]
@@ -68,17 +74,17 @@ def verify_shard(shard: _Shard, folder: Path, decode_images: bool = True) -> Sha
     path = folder / shard.name
     report = ShardReport(shard.name, stamp=_stamp(path))
     try:
-        index = _check_files(shard, path, report)
+        found = _check_files(shard, path, report)
     except OSError as error:
         report.problem, report.detail = "unreadable", str(error)
         return report
-    if index is not None and decode_images:
-        _check_images(path, index, report)
+    if found is not None and decode_images:
+        _check_images(path, *found, report)
     return report
 
 
-def _check_files(shard: _Shard, path: Path, report: ShardReport) -> ShardIndex | None:
-    """Fills in the problem; returns the index if it belongs to the shard."""
+def _check_files(shard: _Shard, path: Path, report: ShardReport) -> tuple[ShardIndex, ShardLabels] | None:
+    """Fills in the first problem; returns index and labels if they belong to the shard."""
     if not path.is_file():
         report.problem = "missing"
         return None
@@ -88,35 +94,43 @@ def _check_files(shard: _Shard, path: Path, report: ShardReport) -> ShardIndex |
         report.detail = f"{size} bytes, the manifest says {shard.num_bytes}"
     elif (found := sha256_of(path)) != shard.sha256:
         report.problem, report.detail = "altered", f"SHA-256 {found}, the manifest says {shard.sha256}"
-    if not index_path(path).is_file():
-        report.problem = report.problem or "no index"
-        return None
+    for name, of in (("index", index_path), ("labels", labels_path)):
+        if not of(path).is_file():
+            report.problem = report.problem or f"no {name}"
+            return None
     try:
         index = read_index(path)
     except ShardError as error:
         report.problem, report.detail = report.problem or "damaged index", report.detail or str(error)
         return None
-    if index.vocabulary_checksum != shard.vocabulary_checksum:
-        report.problem = report.problem or "index of another vocabulary"
-    elif len(index.keys) != shard.num_images or index.tar_sha256 not in ("", shard.sha256):
+    try:
+        labels = read_labels(path)
+    except ShardError as error:
+        report.problem, report.detail = report.problem or "damaged labels", report.detail or str(error)
+        return None
+    if index.tar_sha256 != shard.sha256:
         report.problem = report.problem or "index of other images"
+    elif labels.vocabulary_checksum != shard.vocabulary_checksum:
+        report.problem = report.problem or "labels of another vocabulary"
+    elif labels.sha256 != shard.labels_sha256:
+        report.problem = report.problem or "other labels"
     else:
-        return index
+        return index, labels
     return None
 
 
-def _check_images(path: Path, index: ShardIndex, report: ShardReport) -> None:
+def _check_images(path: Path, index: ShardIndex, labels: ShardLabels, report: ShardReport) -> None:
     with open(path, "rb") as file:
-        for row, key in enumerate(index.keys.tolist()):
+        for row in labels.rows.tolist():
             data = index.read_image(file.fileno(), row)
             report.num_images += 1
             if data is None:
-                report.damaged.append((key.decode(), "altered"))
+                report.damaged.append((index.key(row), "altered"))
                 continue
             try:
                 decode(open_image(data))
             except DamagedImageError as error:
-                report.damaged.append((key.decode(), error.reason))
+                report.damaged.append((index.key(row), error.reason))
 
 
 def verify_dataset(
@@ -134,7 +148,14 @@ def verify_dataset(
     manifest = read_manifest(folder)
     table = ShardTable.from_manifest(manifest)
     shards = [
-        _Shard(table.name(i), int(images), int(size), table.hex_digest(i), manifest["vocabulary_checksum"])
+        _Shard(
+            table.name(i),
+            int(images),
+            int(size),
+            table.hex_digest(i),
+            table.labels_hex_digest(i),
+            manifest["vocabulary_checksum"],
+        )
         for i, (images, size) in enumerate(zip(table.num_images, table.num_bytes, strict=True))
     ]
     facts = [manifest["vocabulary_checksum"], decode_images]
@@ -143,7 +164,7 @@ def verify_dataset(
         yield ShardReport(stray, NOT_LISTED)
     left = []
     for shard in shards:
-        report = known.get((shard.name, shard.sha256))
+        report = known.get((shard.name, shard.sha256 + shard.labels_sha256))
         if report and report.stamp == _stamp(folder / shard.name):
             yield report
         else:
@@ -157,7 +178,8 @@ def verify_dataset(
         for start in range(0, len(left), 64 * workers):
             group = left[start : start + 64 * workers]
             for shard, report in zip(group, pool.map(work, group), strict=True):
-                log.write(json.dumps({"facts": facts, "sha256": shard.sha256, **asdict(report)}) + "\n")
+                digests = shard.sha256 + shard.labels_sha256
+                log.write(json.dumps({"facts": facts, "sha256": digests, **asdict(report)}) + "\n")
                 log.flush()
                 bar.update()
                 yield report

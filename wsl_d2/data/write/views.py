@@ -1,28 +1,45 @@
-"""Views of a dataset of shards: the same tars with fewer images or another vocabulary, without copying them.
+"""Views of a dataset of shards: the same tars with fewer images, other labels, or label noise; no tar is read.
 
-The studies of data size and of vocabulary are made of views.
+The studies of data size, of vocabulary and of noise are made of views.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from wsl_d2.data.shards import (
-    ShardError,
-    ShardIndex,
+from wsl_d2.data.format.index import index_path, read_index
+from wsl_d2.data.format.labels import ShardLabels, label_index, read_labels, select_images, write_labels
+from wsl_d2.data.format.manifest import (
+    MANIFEST,
+    VOCABULARY,
+    ShardTable,
+    find_missing,
     finish_dataset,
-    index_path,
-    index_shard,
-    read_index,
     read_manifest,
-    write_index,
+    shorten_list,
 )
+from wsl_d2.data.format.stamps import has_content, read_stamps
+from wsl_d2.data.runner import run_parts
+from wsl_d2.data.write.noise import LabelNoise
+from wsl_d2.data.write.source import claim_folder
+from wsl_d2.errors import ShardError, UserError
 from wsl_d2.hashtags import Vocabulary
+
+
+@dataclass(frozen=True)
+class _Labelling:
+    source: Path
+    target: Path
+    vocabulary: Vocabulary
+    hashtags_column: str
+    relabel: bool
+    stamps: dict[str, tuple[str, list[int]]]
 
 
 def make_view(
@@ -32,90 +49,134 @@ def make_view(
     num_images: int | None = None,
     seed: int = 0,
     vocabulary: Vocabulary | None = None,
+    hashtags_column: str | None = None,
+    label_noise: float = 0.0,
+    noise_seed: int = 0,
+    workers: int = 1,
 ) -> dict:
-    """Makes a folder with links to the source's tars and indexes of its own; an interrupted call can be repeated.
+    """Makes a folder with links to the source's tars and indexes, and labels of its own; can be repeated.
 
     A subset holds the images whose keys have the smallest keyed hashes. So subsets of one seed are nested: the one of
     1,000 images lies within that of 10,000. With a vocabulary it is drawn from the images that this labels.
 
     Args:
         source: a finished dataset.
-        target: the folder to make. If it is finished already, it is checked to be this view and left alone.
+        target: the folder to make.
         num_images: labelled images to keep; all if None.
         seed: of the subset.
-        vocabulary: labels the images anew from the hashtags in the tars; the source's own if None.
+        vocabulary: labels the images anew from the raw hashtags in the indexes; the source's own if None.
+        hashtags_column: the column to label them by; the source's own if None.
+        label_noise: this fraction of the labels is replaced by draws from their own distribution.
+        noise_seed: of the noise.
+        workers: processes.
 
     Returns:
         The view's manifest.
 
     Raises:
-        ShardError: the source is not finished or has fewer labelled images than asked for, or the target is another
-            view.
+        ShardError: the source is not finished, has changed since it was indexed, or has fewer labelled images than
+            asked for; or the target is something else.
     """
     source, target = Path(source), Path(target)
     manifest = read_manifest(source)
-    vocabulary = vocabulary or Vocabulary.load(source / "vocabulary.json")
-    facts = f"view of {manifest['num_images']} images of {source.resolve()}, vocabulary {vocabulary.checksum}, " + (
-        "all images" if num_images is None else f"{num_images} images of seed {seed}"
-    )
-    description = target / "view.txt"
-    if description.is_file() and description.read_text().strip() != facts:
-        raise ShardError(f"{target} is already the {description.read_text().strip()}; choose another folder.")
-    if (target / "manifest.json").is_file():
-        if not description.is_file():
-            raise ShardError(f"{target} is a dataset of its own and no view; choose another folder.")
+    if not 0 <= label_noise <= 1:
+        raise UserError(f"label noise is a fraction in [0, 1], got {label_noise}.")
+    if num_images is not None and num_images < 1:
+        raise UserError(f"a subset has at least 1 image, got {num_images}.")
+    if target.resolve() == source.resolve():
+        raise UserError(f"{target} is the source itself; choose another folder for the view.")
+    vocabulary = vocabulary or Vocabulary.load(source / VOCABULARY)
+    column = hashtags_column or manifest["hashtags_column"]
+    relabel = vocabulary.checksum != manifest["vocabulary_checksum"] or column != manifest["hashtags_column"]
+    table = ShardTable.from_manifest(manifest)
+    _check_source(source, table)
+    facts = {
+        "made_by": "data view",
+        "source": str(source.resolve()),
+        "source_labels": hashlib.sha256(table.sha256.tobytes() + table.labels_sha256.tobytes()).hexdigest(),
+        "vocabulary": vocabulary.checksum,
+        "hashtags_column": column,
+        "num_images": num_images,
+        "seed": seed if num_images is not None else None,
+        "label_noise": [label_noise, noise_seed] if label_noise else None,
+    }
+    claim_folder(target, facts)
+    if (target / MANIFEST).is_file():
         return read_manifest(target)
-    target.mkdir(parents=True, exist_ok=True)
-    description.write_text(facts + "\n")
-    vocabulary.save(target / "vocabulary.json")
-
-    names = [shard["name"] for shard in manifest["shards"]]
-    same_labels = vocabulary.checksum == manifest["vocabulary_checksum"]
-    for name in tqdm(names, unit="shard", desc="labels", disable=None):
-        link = target / name
-        if not link.is_symlink():
-            link.symlink_to(os.path.relpath((source / name).resolve(), target.resolve()))
-        if not index_path(link).is_file():
-            if same_labels:
-                write_index(link, read_index(source / name))
-            else:
-                index_shard(link, vocabulary)
+    names = [table.name(shard) for shard in range(len(table))]
+    shared = _Labelling(source, target, vocabulary, column, relabel, read_stamps(source))
+    sizes = list(_in_order(run_parts(_label_one, list(enumerate(names)), shared, workers=workers, unit="shard")))
     if num_images is not None:
-        _keep_smallest(target, names, num_images, seed)
-    return finish_dataset(target, vocabulary)
+        sizes = _keep_smallest(target, names, num_images, seed)
+    if label_noise:
+        _add_noise(target, names, sizes, LabelNoise(label_noise, noise_seed, _counts(target, names, len(vocabulary))))
+    return finish_dataset(target, vocabulary, {"view_of": str(source)})
 
 
-def _keep_smallest(folder: Path, names: list[str], num_images: int, seed: int) -> None:
-    hashes = [_hashes(read_index(folder / name).keys, seed) for name in names]
-    total = sum(map(len, hashes))
-    if not 0 < num_images <= total:
-        raise ShardError(f"{folder}: asked for a subset of {num_images} images; there are {total} labelled ones.")
+def _check_source(source: Path, table: ShardTable) -> None:
+    """The tars may be elsewhere at the moment; those that are there are the ones that were indexed."""
+    problems = [problem for problem in find_missing(source, table) if not problem.endswith(".tar is missing")]
+    if problems:
+        raise ShardError(f"{source}: {len(problems)} shards cannot be used: {shorten_list(problems)}")
+
+
+def _label_one(shared: _Labelling, item: tuple[int, str]) -> tuple[int, int]:
+    """Links a shard and labels it; returns its number and how many labelled images it has."""
+    number, name = item
+    for path in (shared.source / name, index_path(shared.source / name)):
+        link = shared.target / path.name
+        if not link.is_symlink():
+            link.symlink_to(os.path.relpath(path.resolve(), shared.target.resolve()))
+    index = read_index(shared.source / name, with_hashtags=shared.relabel)
+    tar = shared.source / name
+    if tar.exists() and not has_content(tar, index.tar_sha256, shared.stamps):
+        raise ShardError(f"{tar} has changed since it was indexed; index the dataset again.")
+    if shared.relabel:
+        labels = label_index(index, shared.vocabulary, shared.hashtags_column)
+    else:
+        labels = read_labels(shared.source / name)
+    write_labels(shared.target / name, labels)
+    return number, len(labels.rows)
+
+
+def _in_order(results: Iterator[tuple[int, int]]) -> Iterator[int]:
+    yield from (size for _, size in sorted(results))
+
+
+def _counts(folder: Path, names: list[str], num_labels: int) -> np.ndarray:
+    counts = np.zeros(num_labels, np.int64)
+    for name in names:
+        counts += np.bincount(read_labels(folder / name).labels, minlength=num_labels)
+    return counts
+
+
+def _add_noise(folder: Path, names: list[str], sizes: list[int], noise: LabelNoise) -> None:
+    first_image = 0
+    for name, size in zip(names, sizes, strict=True):
+        labels = read_labels(folder / name)
+        labels.labels = noise.replace(labels.indptr, labels.labels, first_image)
+        write_labels(folder / name, labels)
+        first_image += size
+
+
+def _keep_smallest(folder: Path, names: list[str], num_images: int, seed: int) -> list[int]:
+    """Keeps the labels of a subset alone; returns how many images each shard has of it."""
+    hashes = [_hashes(folder / name, read_labels(folder / name), seed) for name in names]
     everything = np.concatenate(hashes)
+    if num_images > len(everything):
+        raise ShardError(
+            f"{folder}: asked for a subset of {num_images} images; there are {len(everything)} labelled ones."
+        )
     limit = np.partition(everything, num_images - 1)[num_images - 1]
     if (everything <= limit).sum() != num_images:
         raise ShardError(f"{folder}: two images have the same key and cannot be told apart; keys must be unique.")
     for name, values in zip(names, hashes, strict=True):
-        write_index(folder / name, _select(read_index(folder / name), np.flatnonzero(values <= limit)))
+        write_labels(folder / name, select_images(read_labels(folder / name), np.flatnonzero(values <= limit)))
+    return [int((values <= limit).sum()) for values in hashes]
 
 
-def _hashes(keys: np.ndarray, seed: int) -> np.ndarray:
-    """(n,) uint64 of (n,) bytes."""
-    digests = [hashlib.blake2b(key, digest_size=8, key=seed.to_bytes(8, "little")).digest() for key in keys.tolist()]
+def _hashes(tar: Path, labels: ShardLabels, seed: int) -> np.ndarray:
+    """(N,) uint64 of a shard's labelled images."""
+    keys = read_index(tar, with_hashtags=False).keys[labels.rows].tolist()
+    digests = [hashlib.blake2b(key, digest_size=8, key=seed.to_bytes(8, "little")).digest() for key in keys]
     return np.frombuffer(b"".join(digests), np.uint64)
-
-
-def _select(index: ShardIndex, rows: np.ndarray) -> ShardIndex:
-    counts = np.diff(index.indptr)[rows]
-    labels = [index.labels[index.indptr[row] : index.indptr[row + 1]] for row in rows]
-    return ShardIndex(
-        keys=index.keys[rows],
-        offsets=index.offsets[rows],
-        sizes=index.sizes[rows],
-        indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        labels=np.concatenate(labels) if labels else index.labels[:0],
-        num_unlabelled=index.num_unlabelled,
-        vocabulary_checksum=index.vocabulary_checksum,
-        crc32=None if index.crc32 is None else index.crc32[rows],
-        tar_sha256=index.tar_sha256,
-        source=index.source,
-    )

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from toy_data import TOY_HASHTAGS, random_index
 
-from wsl_d2.data import HashtagDataset
-from wsl_d2.data.noise import LabelNoise
+from wsl_d2.data import HashtagDataset, make_view
+from wsl_d2.data.write.noise import LabelNoise
 
 INDEX = random_index(num_images=20_000, num_labels=40)
 COUNTS = INDEX.hashtag_counts()
@@ -11,7 +11,7 @@ ROW = np.repeat(np.arange(INDEX.num_images), np.diff(INDEX.indptr))
 
 
 def noisy(fraction, seed=0):
-    return LabelNoise(fraction, seed, COUNTS).apply(INDEX).labels
+    return LabelNoise(fraction, seed, COUNTS).replace(INDEX.indptr, INDEX.labels)
 
 
 def sets(labels):
@@ -79,16 +79,20 @@ def test_images_with_nearly_all_labels():
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1])
 def test_fractions(fraction):
-    with pytest.raises(ValueError, match=r"LABEL_NOISE.FRACTION is a fraction in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"label noise is a fraction in \[0, 1\]"):
         LabelNoise(fraction, 0, COUNTS)
 
 
-def test_a_dataset_reads_its_noisy_labels(hashtag_folder, toy_vocabulary):
-    dataset = HashtagDataset(hashtag_folder)
-    clean = [dataset[i]["labels"].tolist() for i in range(len(dataset))]
+def test_a_view_has_the_noise_and_its_source_has_not(hashtag_folder, tmp_path, toy_vocabulary):
+    def read(folder):
+        dataset = HashtagDataset(folder)
+        return [dataset[i]["labels"].tolist() for i in range(len(dataset))]
+
+    clean = read(hashtag_folder)
     assert clean[0] == toy_vocabulary.labels(TOY_HASHTAGS[:2]).tolist()
-    dataset.noise = LabelNoise(0.5, 0, np.array(dataset.manifest["hashtag_counts"]))
-    read = [dataset[i]["labels"].tolist() for i in range(len(dataset))]
-    assert sum(a != b for a, b in zip(clean, read, strict=True)) > 10
-    index = dataset.index  # what resampling sees
-    assert [index.labels[a:b].tolist() for a, b in zip(index.indptr[:-1], index.indptr[1:], strict=True)] == read
+    manifest = make_view(hashtag_folder, tmp_path / "view", label_noise=0.5)
+    noisy = read(tmp_path / "view")
+    assert sum(a != b for a, b in zip(clean, noisy, strict=True)) > 10 and read(hashtag_folder) == clean
+    index = HashtagDataset(tmp_path / "view").index  # what resampling sees
+    assert [index.labels[a:b].tolist() for a, b in zip(index.indptr[:-1], index.indptr[1:], strict=True)] == noisy
+    assert manifest["hashtag_counts"] == index.hashtag_counts().tolist()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from wsl_d2.data.order.sampler import mix64
-from wsl_d2.data.shards import HashtagIndex
 
 _MAX_DRAWS = 1000
 
@@ -36,7 +35,7 @@ class LabelNoise:
 
     def __post_init__(self):
         if not 0 <= self.fraction <= 1:
-            raise ValueError(f"DATALOADER.LABEL_NOISE.FRACTION is a fraction in [0, 1], got {self.fraction}.")
+            raise ValueError(f"label noise is a fraction in [0, 1], got {self.fraction}.")
 
     def replace(self, indptr: np.ndarray, labels: np.ndarray, first_image: int = 0) -> np.ndarray:
         """Returns the noisy labels of consecutive images.
@@ -86,7 +85,3 @@ class LabelNoise:
             rest = np.setdiff1d(np.flatnonzero(self.counts), taken)
             noisy[i] = row[i] * num_labels + rest[int(mix64(entry[i : i + 1], self.seed)[0] % np.uint64(len(rest)))]
         return (np.sort(noisy) - row * num_labels).astype(labels.dtype)
-
-    def apply(self, index: HashtagIndex) -> HashtagIndex:
-        """Returns the index of a whole dataset with noisy labels."""
-        return HashtagIndex(index.indptr, self.replace(index.indptr, index.labels), index.num_labels)

@@ -1,4 +1,4 @@
-"""What must be the same for a checkpoint to be continued: the config keys that change a run's numbers, and its data."""
+"""The resume fingerprint: the config keys that change a run's numbers, and facts of its data."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import time
 
 from detectron2.config import CfgNode
 
-from wsl_d2.engine.schedule import ConfigError
+from wsl_d2.errors import ConfigError
 
 # Keys, or groups of them, that change where and how fast a run computes, or what it tells, but not what it computes.
-_FREE = (
+_KEYS_OF_PLACE_AND_SPEED = (
     "CUDNN_BENCHMARK",
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.PREFETCH_BATCHES",
@@ -22,7 +22,6 @@ _FREE = (
     "DATALOADER.MAX_DAMAGED_FRACTION",
     "DATASETS.COCO_FOLDERS",
     "DATASETS.HASHTAG_FOLDERS",
-    "DATASETS.CLASS_FOLDERS",
     "DATASETS.TEST",
     "MODEL.COMPILE",
     "MODEL.DEVICE",
@@ -32,7 +31,7 @@ _FREE = (
     "SOLVER.CHECKPOINT_MILESTONES",
     "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.CHECKPOINTS_TO_KEEP",
-    "SOLVER.IMS_PER_MICRO_BATCH",  # the images of a batch-norm group are compared instead
+    "SOLVER.IMS_PER_MICRO_BATCH",  # the ghost batch size is compared instead
     "SOLVER.LOG_PERIOD",
     "SOLVER.MAX_SKIPPED_STEPS",
     "SOLVER.PEAK_TFLOPS",
@@ -45,30 +44,34 @@ _FREE = (
 )
 
 
-def run_identity(cfg: CfgNode, data: dict | None = None) -> dict[str, str]:
+def resume_fingerprint(cfg: CfgNode, data: dict | None = None) -> dict[str, str]:
     """Returns name -> value, as text, of all that a run's numbers depend on.
 
     Args:
         cfg: of the run, with its schedule resolved.
         data: further facts, such as checksums of the data.
     """
-    return _flat(cfg) | {name: str(value) for name, value in (data or {}).items()}
+    keys = {
+        name: value
+        for name, value in flatten(cfg).items()
+        if not any(name == free or name.startswith(f"{free}.") for free in _KEYS_OF_PLACE_AND_SPEED)
+    }
+    return keys | {name: str(value) for name, value in (data or {}).items()}
 
 
-def _flat(node: CfgNode, prefix: str = "") -> dict[str, str]:
+def flatten(node: CfgNode, prefix: str = "") -> dict[str, str]:
+    """Returns dotted key -> value, as text, of every key of a config; tuples and lists are written alike."""
     found: dict[str, str] = {}
     for key, value in node.items():
         name = prefix + key
-        if name in _FREE:
-            continue
         if isinstance(value, CfgNode):
-            found |= _flat(value, f"{name}.")
+            found |= flatten(value, f"{name}.")
         else:
             found[name] = repr(list(value) if isinstance(value, tuple) else value)
     return found
 
 
-def compare_identities(saved: dict[str, str], now: dict[str, str]) -> list[str]:
+def compare_fingerprints(saved: dict[str, str], now: dict[str, str]) -> list[str]:
     """Returns one line for each difference; names that only one side has are differences, too."""
     return [
         f"{name} was {saved.get(name, 'not there')}, is now {now.get(name, 'not there')}"
@@ -77,7 +80,9 @@ def compare_identities(saved: dict[str, str], now: dict[str, str]) -> list[str]:
     ]
 
 
-def check_identity(saved: dict[str, str], now: dict[str, str], output_dir: str, override: bool, iteration: int) -> None:
+def check_fingerprint(
+    saved: dict[str, str], now: dict[str, str], output_dir: str, override: bool, iteration: int
+) -> None:
     """Refuses to continue a checkpoint of another run.
 
     Args:
@@ -90,7 +95,7 @@ def check_identity(saved: dict[str, str], now: dict[str, str], output_dir: str, 
     Raises:
         ConfigError: they differ; lists each difference.
     """
-    differences = compare_identities(saved, now)
+    differences = compare_fingerprints(saved, now)
     if not differences:
         return
     if not override:

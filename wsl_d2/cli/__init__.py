@@ -1,0 +1,1 @@
+"""The command `wsl-d2`: each verb parses, calls one function of another room, and prints."""

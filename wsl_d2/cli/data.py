@@ -1,0 +1,196 @@
+"""Verbs about datasets of shards: make, index, from-folders, verify, view."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from wsl_d2.cli.hashtags import add_columns
+from wsl_d2.cli.verb import Verb, add_workers, positive
+
+_SHOWN = 20
+
+
+def _print_dataset(folder: Path, manifest: dict) -> None:
+    from wsl_d2.data.format.manifest import describe_images
+
+    print(f"{folder}: {describe_images(manifest).replace('; ', chr(10) + '  ')}")
+    for reason, count in manifest.get("account", {}).items():
+        print(f"  {reason}: {count:,}")
+    for kind, count in manifest.get("skipped", {}).items():
+        print(f"  skipped, {kind}: {count:,}")
+
+
+def _make_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("posts", nargs="+", help="files or URLs of posts")
+    parser.add_argument("--images", required=True, help="path or URL of a key's image, with {key} in it")
+    parser.add_argument("--vocabulary", required=True, help="vocabulary.json, of `wsl-d2 hashtags vocabulary`")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--images-per-shard", type=positive, default=10_000, help="posts in a shard")
+    add_columns(parser)
+    parser.add_argument(
+        "--check",
+        choices=("none", "header", "full"),
+        default="header",
+        help="what of each image is looked at: nothing, format and size, or every pixel",
+    )
+    parser.add_argument("--only-labelled", action="store_true", help="leave out posts without a label")
+    add_workers(parser)
+
+
+def make(args: argparse.Namespace) -> None:
+    """Writes posts and their images as a dataset of shards; the same command goes on after an interruption.
+
+    wsl-d2 data make posts/*.parquet --images 'photos/{key}.jpg' --vocabulary vocabulary.json \\
+        --output datasets/mine/train
+    """
+    from wsl_d2.data import make_shards
+    from wsl_d2.hashtags import Vocabulary
+
+    manifest = make_shards(
+        args.posts,
+        args.images,
+        Vocabulary.load(args.vocabulary),
+        args.output,
+        images_per_shard=args.images_per_shard,
+        workers=args.workers,
+        kind=None if args.format == "auto" else args.format,
+        check=args.check,
+        only_labelled=args.only_labelled,
+        key_column=args.key_column,
+        hashtags_column=args.hashtags_column,
+        caption_column=args.caption_column,
+    )
+    _print_dataset(args.output, manifest)
+    if any(reason.startswith(("store busy", "access denied")) for reason in manifest["account"]):
+        print("  some images may be had later: the same command tries them again")
+
+
+def _index_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="with *.tar of images and .json of the same keys")
+    parser.add_argument("--vocabulary", required=True, help="vocabulary.json, of `wsl-d2 hashtags vocabulary`")
+    parser.add_argument("--hashtags-column", default="hashtags", help="name of the hashtags in the .json")
+    add_workers(parser)
+
+
+def index(args: argparse.Namespace) -> None:
+    """Makes a folder of existing WebDataset tars, such as img2dataset's, a dataset; the tars are not touched.
+
+    wsl-d2 data index datasets/mine/train --vocabulary vocabulary.json
+    """
+    from wsl_d2.data import index_shards
+    from wsl_d2.hashtags import Vocabulary
+
+    vocabulary = Vocabulary.load(args.vocabulary)
+    manifest = index_shards(args.folder, vocabulary, workers=args.workers, hashtags_column=args.hashtags_column)
+    _print_dataset(args.folder, manifest)
+
+
+def _from_folders_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="folder of class folders, or a tar")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--classes-of", type=Path, help="folder of shards with the classes to use, for validation")
+    parser.add_argument("--files", type=Path, help="text file, one name below the source a line; only these are taken")
+    parser.add_argument("--images-per-shard", type=positive, default=5_000, help="images in a shard")
+    add_workers(parser)
+
+
+def from_folders(args: argparse.Namespace) -> None:
+    """Writes a dataset of class folders, such as ImageNet, as shards to fine-tune on or to probe; can be repeated.
+
+    wsl-d2 data from-folders imagenet/train --output datasets/imagenet/train
+    wsl-d2 data from-folders imagenet/val --output datasets/imagenet/val --classes-of datasets/imagenet/train
+
+    The source may also be a tar of class folders, or of one tar for each class, as ILSVRC2012_img_train.tar.
+    """
+    from wsl_d2.data import make_class_shards
+    from wsl_d2.hashtags import Vocabulary
+
+    manifest = make_class_shards(
+        args.source,
+        args.output,
+        vocabulary=Vocabulary.load(args.classes_of / "vocabulary.json") if args.classes_of else None,
+        files=[line for line in args.files.read_text(encoding="utf-8").split("\n") if line] if args.files else None,
+        images_per_shard=args.images_per_shard,
+        workers=args.workers,
+    )
+    _print_dataset(args.output, manifest)
+    print(f"  classes: {manifest['num_labels']:,}")
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="of a finished dataset")
+    parser.add_argument(
+        "--report", type=Path, required=True, help="JSON lines, one a shard; a repeated call goes on from it"
+    )
+    parser.add_argument("--no-decode", action="store_true", help="compare checksums alone")
+    add_workers(parser)
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Reads every byte of a dataset, compares it with the manifest and decodes every image; exits with 2 on damage.
+
+    wsl-d2 data verify datasets/mine/train --report verification.jsonl
+    """
+    from wsl_d2.data.write.verify import summarise, verify_dataset
+
+    reports = list(verify_dataset(args.folder, args.report, workers=args.workers, decode_images=not args.no_decode))
+    summary = summarise(reports)
+    print(f"{summary['shards']:,} shards, {summary['images']:,} images looked at")
+    for title, counts in (("shards", summary["problems"]), ("images", summary["damaged_images"])):
+        for kind, count in counts.items():
+            print(f"  {title}, {kind}: {count:,}")
+    for report in [report for report in reports if report.problem][:_SHOWN]:
+        print(f"{report.name}: {report.problem}{', ' + report.detail if report.detail else ''}")
+    if not summary["problems"] and not summary["damaged_images"]:
+        return 0
+    print(f"{args.report} lists all of them")
+    return 2
+
+
+def _view_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="folder of a finished dataset")
+    parser.add_argument("target", type=Path, help="folder to make")
+    parser.add_argument("--num-images", type=positive, help="labelled images to keep; all if left out")
+    parser.add_argument("--seed", type=int, default=0, help="of the subset; smaller subsets lie within larger ones")
+    parser.add_argument("--vocabulary", type=Path, help="vocabulary.json that labels the images anew")
+    parser.add_argument("--hashtags-column", help="column to label them by; the dataset's own if left out")
+    parser.add_argument("--label-noise", type=float, default=0.0, help="fraction of the labels to replace by draws")
+    parser.add_argument("--noise-seed", type=int, default=0, help="of the noise")
+    add_workers(parser)
+
+
+def view(args: argparse.Namespace) -> None:
+    """Makes a view of a dataset: a nested subset, other labels, or label noise. Copies no image and reads no tar.
+
+    wsl-d2 data view datasets/yfcc/17k datasets/yfcc/17k_10M --num-images 10000000
+    wsl-d2 data view datasets/yfcc/17k datasets/yfcc/1.5k --vocabulary vocabulary_1.5k.json
+    """
+    from wsl_d2.data import make_view
+    from wsl_d2.hashtags import Vocabulary
+
+    manifest = make_view(
+        args.source,
+        args.target,
+        num_images=args.num_images,
+        seed=args.seed,
+        vocabulary=Vocabulary.load(args.vocabulary) if args.vocabulary else None,
+        hashtags_column=args.hashtags_column,
+        label_noise=args.label_noise,
+        noise_seed=args.noise_seed,
+        workers=args.workers,
+    )
+    print(
+        f"{args.target}: {manifest['num_images']:,} images, {manifest['num_labels']:,} labels "
+        f"({sum(count > 0 for count in manifest['hashtag_counts']):,} of them on an image)"
+    )
+
+
+_RESUMES = "what is finished is kept, and the same command goes on"
+VERBS = {
+    "make": Verb(make, _make_arguments, _RESUMES),
+    "index": Verb(index, _index_arguments, _RESUMES),
+    "from-folders": Verb(from_folders, _from_folders_arguments, _RESUMES),
+    "verify": Verb(verify, _verify_arguments, _RESUMES),
+    "view": Verb(view, _view_arguments, _RESUMES),
+}

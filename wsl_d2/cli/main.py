@@ -1,0 +1,79 @@
+"""`wsl-d2 VERB ...`: finds the verb, runs it, and turns what a user can mend into one line and an exit status.
+
+0: done. 2: a mistake that the user can mend. 75: saved, and to be started again. 130: Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+
+from wsl_d2.cli import data, hashtags
+from wsl_d2.cli.verb import Parser, Verb
+from wsl_d2.errors import UserError
+from wsl_d2.version import __version__
+
+_DESCRIPTION = """Weakly supervised pretraining on hashtagged photos, and what it is worth for detection.
+
+  wsl-d2 hashtags vocabulary --vocabulary 1.5k --output vocabulary.json
+  wsl-d2 data make posts.parquet --images 'photos/{key}.jpg' --vocabulary vocabulary.json --output datasets/mine/train
+"""
+
+# group -> (what it is about, verb -> Verb), or verb -> Verb
+VERBS: dict[str, Verb | tuple[str, dict[str, Verb]]] = {
+    "hashtags": ("hashtags, vocabularies, counts", hashtags.VERBS),
+    "data": ("datasets of shards: making, checking, looking", data.VERBS),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the whole command line; needs no heavy import."""
+    parser = Parser(prog="wsl-d2", description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"wsl_d2 {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="VERB", parser_class=Parser)
+    for name, entry in VERBS.items():
+        if isinstance(entry, Verb):
+            _add(commands, name, entry)
+            continue
+        about, verbs = entry
+        group = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        group_commands = group.add_subparsers(required=True, metavar="VERB", parser_class=Parser)
+        for inner, verb in verbs.items():
+            _add(group_commands, inner, verb)
+    return parser
+
+
+def _add(commands, name: str, verb: Verb) -> None:
+    summary = verb.summary[0].lower() + verb.summary[1:]
+    parser = commands.add_parser(name, help=summary, description=(verb.run.__doc__ or "").strip())
+    verb.arguments(parser)
+    parser.set_defaults(verb=verb, prog=parser.prog)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    args = None
+    try:
+        args = build_parser().parse_args(arguments)
+        return args.verb.run(args) or 0
+    except UserError as error:
+        return _tell(args, str(error))
+    except KeyboardInterrupt:
+        kept = args.verb.kept if args else "nothing was changed"
+        print(f"\n{args.prog if args else 'wsl-d2'}: stopped; {kept}.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of the output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.filename is None:
+            return _tell(args, f"{error.strerror or error}")
+        return _tell(args, f"{error.filename}: {error.strerror}")
+
+
+def _tell(args: argparse.Namespace | None, message: str) -> int:
+    print(f"{args.prog if args else 'wsl-d2'}: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,70 @@
+"""What a verb of the command line is, and what many of them share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb.
+
+    Args:
+        run: does it, with heavy imports inside; its docstring is the help, with an example. It returns the exit status,
+            None for 0.
+        arguments: adds its arguments to a parser.
+        kept: what is there after Ctrl-C.
+    """
+
+    run: Callable[[argparse.Namespace], int | None]
+    arguments: Callable[[argparse.ArgumentParser], None]
+    kept: str = "nothing was changed"
+
+    @property
+    def summary(self) -> str:
+        """The first line of its help."""
+        return (self.run.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps line breaks, and shows the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, [], argparse.SUPPRESS) or not action.option_strings:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False} | kwargs)
+
+    def error(self, message: str):
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Adds --workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument(
+        "--workers", type=positive, default=cores, metavar="N", help="processes; all cores if not given"
+    )
+
+
+def positive(text: str) -> int:
+    """Parses a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def share(part: int, whole: int) -> str:
+    """Returns a number and its percentage of another."""
+    return f"{part:,}" + (f" ({100 * part / whole:.1f}%)" if whole else "")

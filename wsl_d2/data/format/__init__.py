@@ -1,0 +1,1 @@
+"""What lies on disk: tars, indexes, labels, the manifest."""

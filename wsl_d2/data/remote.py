@@ -1,0 +1,107 @@
+"""Files of object stores and web servers through fsspec: tries again what may pass, and tells it from what will not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+from wsl_d2.errors import UserError
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds between two attempts
+_NO_ANSWER = 60.0  # seconds after which a connection that gives nothing counts as lost
+_GONE, _DENIED = (404, 410), (401, 403)
+
+_T = TypeVar("_T")
+
+
+class StoreBusyError(UserError, OSError):
+    """A store answers, but did not give a file in any attempt; a later one may succeed."""
+
+
+class StoreUnreachableError(UserError, ConnectionError):
+    """A store does not answer at all."""
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether a place is in a store that fsspec knows, such as ``s3://bucket/train``."""
+    return "://" in str(place)
+
+
+def open_file_system(url: str) -> Any:
+    """Returns the file system of a URL, with connections of its own."""
+    options: dict = {"skip_instance_cache": True}
+    if url.startswith(("http://", "https://")):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_NO_ANSWER, sock_read=_NO_ANSWER)
+        options["client_kwargs"] = {"timeout": timeout}
+    try:
+        return fsspec.url_to_fs(url, **options)[0]
+    except ImportError as error:
+        raise UserError(f"{url}: {error}. Install the package that fsspec needs for it.") from error
+
+
+def retry(action: Callable[[], _T], place: str, attempts: int) -> _T:
+    """Returns what ``action`` returns, after a few attempts with waits in between that double.
+
+    Args:
+        action: reads ``place``; may raise whatever the libraries of a store raise.
+        place: a path or URL, for messages.
+        attempts: in all.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it is gone for good.
+        PermissionError: access is denied.
+        StoreUnreachableError: no connection came about in any attempt.
+        StoreBusyError: every attempt failed in another way.
+    """
+    for attempt in range(1, attempts + 1):
+        try:
+            return action()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{place} does not exist") from None
+        except Exception as error:  # stores raise errors of their own libraries
+            if isinstance(error, UserError) and not isinstance(error, StoreBusyError):
+                raise
+            status = getattr(error, "status", None)
+            if status in _GONE:
+                raise FileNotFoundError(f"{place} does not exist (HTTP {status})") from error
+            if isinstance(error, PermissionError) or status in _DENIED:
+                raise PermissionError(f"{place}: access denied ({status or error})") from error
+            problem = f"HTTP {status}" if status else f"{type(error).__name__}: {error}" if str(error) else repr(error)
+            if attempt == attempts:
+                kind = StoreUnreachableError if _is_unreachable(error) else StoreBusyError
+                raise kind(f"{place} could not be read in {attempts} attempts: {problem}") from error
+            wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
+            logging.getLogger(__name__).warning(
+                f"{place}: {problem}; attempt {attempt + 1} of {attempts} in {wait:.1f} s"
+            )
+            time.sleep(wait)
+    raise AssertionError("attempts is at least 1")
+
+
+def _is_unreachable(error: Exception) -> bool:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, ConnectionError | TimeoutError | asyncio.TimeoutError) or bool(
+        names & {"ClientConnectionError", "EndpointConnectionError", "FSTimeoutError"}
+    )
+
+
+_file_systems: dict[str, Any] = {}
+
+
+def read_bytes(place: str, attempts: int = 4) -> bytes:
+    """Returns the content of a local file or of a URL; for errors see :func:`retry`."""
+    if not is_url(place):
+        return Path(place).read_bytes()
+    kind = place.partition("://")[0]
+    if kind not in _file_systems:
+        _file_systems[kind] = open_file_system(place)
+    return retry(lambda: _file_systems[kind].cat_file(place), place, attempts)
