@@ -40,6 +40,16 @@ def command(output: Path, launcher=(), flags=(), **opts) -> list[str]:
     return [*launcher, str(ROOT / "tools" / "train_net.py"), "--config-file", str(config), *flags, *pairs]
 
 
+# Begins a script that is run in place of tools/train_net.py.
+_RUN = """
+import sys
+import wsl_d2
+from wsl_d2.cli.main import main
+
+def run_command_line():
+    sys.exit(main(["train", *sys.argv[1:]]))
+
+"""
 _FORKS = multiprocessing.get_context("forkserver")
 _logs = tempfile.TemporaryDirectory(prefix="runs-")
 _numbers = itertools.count()
@@ -49,7 +59,7 @@ def _preload() -> None:
     """Starts the server whose forks are the runs: it imports torch and the rest once for all."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
-    _FORKS.set_forkserver_preload(["wsl_d2.engine.main", "wsl_d2.evaluation"])
+    _FORKS.set_forkserver_preload(["wsl_d2.engine.main", "wsl_d2.evaluation", "wsl_d2.cli.main"])
     forkserver.ensure_running()
     os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
 
@@ -87,7 +97,7 @@ class Run:
                 self.process = subprocess.Popen(arguments, env=everything, stdout=out, stderr=err)
         else:
             _preload()
-            script = script or "from wsl_d2.engine import run_command_line\nrun_command_line()"
+            script = script or f"{_RUN}run_command_line()"
             self.process = _FORKS.Process(target=_in_fork, args=(arguments, everything, self.log, script))
             self.process.start()
 
@@ -169,11 +179,12 @@ def environment(datasets) -> dict:
 
 
 # Begins a script that injects a fault: ``before_step(function)`` has it called with the loop before each step.
-INJECT = """
-import os, signal, sys, time
+INJECT = f"""
+{_RUN}
+import os, signal, time
 import torch
 from detectron2.utils import comm
-from wsl_d2.engine import pretrain_loop, run_command_line
+from wsl_d2.engine import pretrain_loop
 from wsl_d2.engine.pretrain_loop import PretrainLoop
 
 def before_step(function, step=PretrainLoop.run_step):

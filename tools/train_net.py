@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Trains or evaluates: hashtag pretraining, clean-label pretraining, or detection, as the config says.
+"""`wsl-d2 train`, where Detectron2's users look for it, and for torchrun to start."""
 
-tools/train_net.py --config-file configs/... [--resume] [--eval-only] [--num-gpus N] [KEY VALUE ...]
-torchrun --nproc-per-node N tools/train_net.py --config-file configs/... [KEY VALUE ...]
-"""
+import sys
 
-from wsl_d2.engine import run_command_line
+import wsl_d2  # noqa: F401  (registers backbones and weights)
+from wsl_d2.cli.main import main
 
 if __name__ == "__main__":
-    run_command_line()
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,6 +1,12 @@
-"""Every configuration key that wsl_d2 adds to Detectron2's, with its unit, choices and default."""
+"""Every configuration key that wsl_d2 adds to Detectron2's, with its unit, choices and default; reading of configs."""
+
+import difflib
+import os
 
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+from wsl_d2.errors import ConfigError
 
 
 def add_wsl_config(cfg: CN) -> None:
@@ -86,3 +92,56 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.SOLVER.PEAK_TFLOPS = 0.0
     cfg.WANDB = CN()
     cfg.WANDB.PROJECT = ""  # of Weights & Biases, to which metrics are sent, too; needs `pip install wandb`
+
+
+def load_config(config_file: str, opts: list[str]) -> CN:
+    """Returns Detectron2's and wsl_d2's keys with a file and command-line overrides merged, not frozen.
+
+    Raises:
+        ConfigError: the file does not exist, or names a key that does not exist or has another type.
+    """
+    cfg = get_cfg()
+    add_wsl_config(cfg)
+    if config_file and not os.path.isfile(config_file):
+        raise ConfigError(f"--config-file {config_file} does not exist.")
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file)
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ConfigError(f"{config_file}: {_explain(error, cfg)}") from error
+    try:
+        cfg.merge_from_list(_whole_numbers_as_floats(cfg, opts))
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ConfigError(f"command line: {_explain(error, cfg)}") from error
+    return cfg
+
+
+def _whole_numbers_as_floats(cfg: CN, opts: list[str]) -> list[str]:
+    """Lets `SOLVER.BASE_LR 1` stand for 1.0, which yacs refuses."""
+    changed = list(opts)
+    for place, (key, value) in enumerate(zip(opts[::2], opts[1::2], strict=False)):
+        node: object = cfg
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, CN) else None
+        if isinstance(node, float) and value.lstrip("+-").isdecimal():
+            changed[2 * place + 1] = f"{value}.0"
+    return changed
+
+
+def _explain(error: Exception, cfg: CN) -> str:
+    """Turns yacs' message into one that also names the nearest existing key."""
+    message = str(error.args[0]) if error.args else str(error)
+    key = message.rsplit(": ", 1)[-1].strip()
+    close = difflib.get_close_matches(key, _keys(cfg), n=1)
+    if not message.startswith("Non-existent"):
+        return message
+    return f"unknown config key {key}." + (f" Did you mean {close[0]}?" if close else "")
+
+
+def _keys(node: CN, prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in node.items():
+        keys.append(prefix + name)
+        if isinstance(value, CN):
+            keys += _keys(value, f"{prefix}{name}.")
+    return keys

@@ -94,7 +94,7 @@ def test_metrics_go_to_wandb(datasets, tmp_path):
 def test_wandb_that_is_not_installed_is_one_clear_error(datasets, tmp_path):
     missing = INJECT + '\nsys.modules["wandb"] = None\nrun_command_line()\n'
     run = train(datasets, tmp_path, check=False, script=missing, WANDB__PROJECT="mine")
-    assert run.returncode == 1 and "error: WANDB.PROJECT is 'mine', but wandb is not installed" in run.stderr
+    assert run.returncode == 2 and "WANDB.PROJECT is 'mine', but wandb is not installed" in run.stderr
 
 
 def test_a_run_on_a_cluster_is_the_run_of_its_processes(datasets, tmp_path):
@@ -116,7 +116,7 @@ def test_a_run_on_a_cluster_is_the_run_of_its_processes(datasets, tmp_path):
 def test_slurm_without_slurm_is_one_clear_error(datasets, tmp_path):
     script = INJECT + '\nos.environ["PATH"] = "/nowhere"\nrun_command_line()\n'
     run = train(datasets, tmp_path, check=False, script=script, flags=["--cluster", "slurm"])
-    assert run.returncode == 1 and "error: --cluster slurm needs SLURM's commands" in run.stderr
+    assert run.returncode == 2 and "--cluster slurm needs SLURM's commands" in run.stderr
 
 
 def test_a_run_leaves_its_record(whole_run, datasets, tmp_path):

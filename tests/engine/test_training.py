@@ -47,17 +47,6 @@ def test_two_processes_give_the_loss_curve_of_one(datasets, tmp_path, launcher):
             torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_label_noise_is_for_training_alone(whole_run, datasets, tmp_path):
-    train(datasets, tmp_path, DATALOADER__LABEL_NOISE__FRACTION=1.0, DATASETS__TEST="('toy_train',)")
-    assert merged_records(tmp_path)["loss_hashtag"] != merged_records(whole_run)["loss_hashtag"]
-    log = (tmp_path / "log.txt").read_text()
-    assert "100% of the training labels are replaced (seed 0)" in log
-    train(datasets, tmp_path / "clean", DATASETS__TEST="('toy_train',)")
-    # On labels that are all replaced, the noisy run would be the better one.
-    noisy, clean = (merged_records(folder)["hashtag/top1"] for folder in (tmp_path, tmp_path / "clean"))
-    assert noisy < clean
-
-
 def test_an_evaluation_set_of_another_vocabulary_is_refused(datasets, tmp_path):
     from wsl_d2.hashtags import Vocabulary, load_wordnet
 
@@ -65,8 +54,8 @@ def test_an_evaluation_set_of_another_vocabulary_is_refused(datasets, tmp_path):
     write_hashtag_folder(datasets / "other", other)
     folders = "[['toy_train', 'toy/train'], ['other', 'other']]"
     result = train(datasets, tmp_path, check=False, DATASETS__HASHTAG_FOLDERS=folders, DATASETS__TEST="('other',)")
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert re.search(r"error: DATASETS.TEST other .* has vocabulary 'other' \w{12}, but .* has 'toy'", result.stderr)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert re.search(r"DATASETS.TEST other .* has vocabulary 'other' \w{12}, but .* has 'toy'", result.stderr)
 
 
 def test_a_missing_shard_stops_before_the_first_iteration(datasets, toy_vocabulary, tmp_path):
@@ -74,8 +63,8 @@ def test_a_missing_shard_stops_before_the_first_iteration(datasets, toy_vocabula
     (folder / "shard-000001.tar").unlink()
     folders = "[['toy_train', 'gap'], ['toy_val', 'toy/val']]"
     result = train(datasets, tmp_path, check=False, DATASETS__HASHTAG_FOLDERS=folders)
-    assert result.returncode == 1
-    assert "error: 1 of 3 shards cannot be used" in result.stderr and "shard-000001.tar is missing" in result.stderr
+    assert result.returncode == 2
+    assert "1 of 3 shards cannot be used" in result.stderr and "shard-000001.tar is missing" in result.stderr
     assert not (tmp_path / "metrics.json").exists() or not (tmp_path / "metrics.json").read_text()
 
 
@@ -90,14 +79,14 @@ def test_damaged_images_are_counted_and_too_many_stop_the_run(datasets, toy_voca
     write_hashtag_folder(datasets / "many_bad", toy_vocabulary, damaged=set(range(0, 48, 2)))
     folders = "[['toy_train', 'many_bad'], ['toy_val', 'toy/val']]"
     result = train(datasets, tmp_path / "b", check=False, DATASETS__HASHTAG_FOLDERS=folders)
-    assert result.returncode == 1
-    assert re.search(r"error: \d+ of \d+ images could not be decoded, more than DATALOADER.MAX_DAMAGED", result.stderr)
+    assert result.returncode == 2
+    assert re.search(r"\d+ of \d+ images could not be decoded, more than DATALOADER.MAX_DAMAGED", result.stderr)
 
 
 def test_an_unknown_key_on_the_command_line_is_one_clear_error(datasets, tmp_path):
     result = train(datasets, tmp_path, check=False, SOLVER__LR_PER_256=1)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "error: command line: unknown config key SOLVER.LR_PER_256. Did you mean" in result.stderr
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "command line: unknown config key SOLVER.LR_PER_256. Did you mean" in result.stderr
 
 
 def test_mixed_precision_and_micro_batches_train_on_the_cpu(datasets, tmp_path):
@@ -115,7 +104,7 @@ def test_eval_only_gives_the_results_of_the_run(whole_run, datasets, tmp_path):
     )
     backbone = str(whole_run / "backbone.pth")
     result = train(datasets, tmp_path, check=False, flags=["--eval-only"], MODEL__WEIGHTS=backbone)
-    assert result.returncode == 1 and "the classifier's head does not fit" in result.stderr
+    assert result.returncode == 2 and "the classifier's head does not fit" in result.stderr
     assert "head.weight" in result.stderr
 
 

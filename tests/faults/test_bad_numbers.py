@@ -34,8 +34,8 @@ def test_a_bad_number_on_one_process_stops_all_before_the_weights_change(
 ):
     out = tmp_path / "out"
     for run in start_processes(datasets, out, processes, script=script([9]), SOLVER__LOG_PERIOD=log_period):
-        assert run.wait() == 1
-        assert "error: the gradient of iteration 9 is not finite" in run.stderr
+        assert run.wait() == 2
+        assert "the gradient of iteration 9 is not finite" in run.stderr
     saved = [json.loads(file.read_text()) for file in sorted(out.glob("bad_numbers_*.json"))]
     assert len(saved) == processes and all(entry["iteration"] == 9 for entry in saved)
     assert all(len(entry["keys"]) == 8 // processes for entry in saved)
@@ -60,8 +60,8 @@ def test_float16_overflows_in_a_row_stop_the_run(datasets, tmp_path, survived):
     options = {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": "float16", "SOLVER__TOTAL_IMAGES": 400}
     storm = script(list(range(5, 35)), "float('inf')")
     run = train(datasets, tmp_path / "storm", check=False, script=storm, **options)
-    assert run.returncode == 1
-    assert "error: the float16 gradients overflowed in 21 steps in a row, up to iteration 25" in run.stderr
+    assert run.returncode == 2
+    assert "the float16 gradients overflowed in 21 steps in a row, up to iteration 25" in run.stderr
     train(datasets, tmp_path / "few", script=script([5, 6, 7, 20], "float('inf')"), **options)
     last = merged_records(tmp_path / "few")
     assert last["overflow_steps"] == 4 and last["skipped_steps"] == 0

@@ -176,7 +176,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(whole_run, data
             path.write_bytes(b"nothing")
         (tmp_path / "last_checkpoint").write_text(newest.name)
         result = train(datasets, tmp_path, check=False, flags=["--resume"])
-        assert result.returncode == 1 and f"error: no checkpoint in {tmp_path} can be resumed from" in result.stderr
+        assert result.returncode == 2 and f"no checkpoint in {tmp_path} can be resumed from" in result.stderr
     survived(11, "", 1, "resumed from the one before")
 
 
@@ -260,8 +260,8 @@ def test_a_disk_that_stays_full_ends_the_run_and_keeps_the_last_good_checkpoint(
 ):
     script = FULL_DISK.replace("{names}", "('model_0000013', 'model_0000020', 'model_0000027')")
     done = train(datasets, tmp_path, check=False, script=script, SOLVER__CHECKPOINTS_TO_KEEP=1)
-    assert done.returncode == 1
-    assert f"error: 3 checkpoints in a row could not be saved in {tmp_path}" in done.stderr
+    assert done.returncode == 2
+    assert f"3 checkpoints in a row could not be saved in {tmp_path}" in done.stderr
     assert "model_0000027.pth: " in done.output and "File too large" in done.output
     assert names(tmp_path) == ["model_0000006.pth"]
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000006.pth"
@@ -284,8 +284,8 @@ run_command_line()
 
 def test_a_run_does_not_start_without_room_for_its_checkpoints(datasets, tmp_path, survived):
     done = train(datasets, tmp_path, check=False, script=NO_ROOM)
-    assert done.returncode == 1
-    assert f"error: OUTPUT_DIR {tmp_path} has 0.00 GB of free disk; a checkpoint takes about 0.01 GB" in done.stderr
+    assert done.returncode == 2
+    assert f"OUTPUT_DIR {tmp_path} has 0.00 GB of free disk; a checkpoint takes about 0.01 GB" in done.stderr
     survived(8, "", 1, "a run does not start without room for two checkpoints")
 
 

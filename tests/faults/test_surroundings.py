@@ -9,6 +9,8 @@ import pytest
 from toy_data import write_hashtag_folder
 from training_runs import INJECT, assert_same_state, dies_at, losses, merged_records, start_processes, train
 
+from wsl_d2.data import make_view
+
 pytestmark = pytest.mark.fault
 
 
@@ -17,16 +19,15 @@ pytestmark = pytest.mark.fault
     [
         ({"SEED": 5}, "SEED was 0, is now 5"),
         ({"SOLVER__LR_PER_256_IMAGES": 0.2}, "SOLVER.BASE_LR was 0.0125, is now 0.00625; SOLVER.LR_PER_256_IMAGES was"),
-        ({"DATALOADER__LABEL_NOISE__FRACTION": 0.5}, "DATALOADER.LABEL_NOISE.FRACTION was 0.0, is now 0.5"),
-        ({"SOLVER__IMS_PER_MICRO_BATCH": 4}, "images of a batch-norm group was 8, is now 4"),
+        ({"SOLVER__IMS_PER_MICRO_BATCH": 4}, "ghost batch size was 8, is now 4"),
     ],
 )
 def test_changed_settings_are_refused_on_resume(whole_run, datasets, tmp_path, changed, message, survived):
     shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
     result = train(datasets, tmp_path, check=False, flags=["--resume"], **changed)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert f"belongs to another run: {message}" in result.stderr and "Restore the old values" in result.stderr
-    survived(30, "resumed with another seed, rate, label noise, group or data", 1, "refused with the difference")
+    survived(30, "resumed with another seed, rate, group, data or labels", 1, "refused with the difference")
 
 
 def test_other_data_is_refused_on_resume(whole_run, datasets, toy_vocabulary, tmp_path, survived):
@@ -34,8 +35,18 @@ def test_other_data_is_refused_on_resume(whole_run, datasets, toy_vocabulary, tm
     write_hashtag_folder(datasets / "toy" / "other", toy_vocabulary, num_images=56)
     folders = "[['toy_train', 'toy/other'], ['toy_val', 'toy/val']]"
     result = train(datasets, tmp_path, check=False, flags=["--resume"], DATASETS__HASHTAG_FOLDERS=folders)
-    assert result.returncode == 1 and "number of images was 48, is now 56" in result.stderr
+    assert result.returncode == 2 and "number of images was 48, is now 56" in result.stderr
     assert "SHA-256 of the shards was" in result.stderr
+    survived(30, "", 1, "refused with the difference")
+
+
+def test_other_labels_of_the_same_images_are_refused_on_resume(whole_run, datasets, tmp_path, survived):
+    make_view(datasets / "toy" / "train", datasets / "toy" / "noisy", label_noise=0.5)
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
+    folders = "[['toy_train', 'toy/noisy'], ['toy_val', 'toy/val']]"
+    result = train(datasets, tmp_path, check=False, flags=["--resume"], DATASETS__HASHTAG_FOLDERS=folders)
+    assert result.returncode == 2 and "SHA-256 of the labels was" in result.stderr
+    assert "SHA-256 of the shards was" not in result.stderr
     survived(30, "", 1, "refused with the difference")
 
 

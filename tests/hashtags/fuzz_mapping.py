@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     outcomes: Counter[str] = Counter()
     for _ in range(args.strings):
         text = random_string(rng)
-        labels, reason = mapping.map(text)
+        labels, reason, _ = mapping.map(text)
         key = normalize_hashtag(text)
         if bool(labels) == bool(reason) or (reason and reason not in DROP_REASONS) or normalize_hashtag(key) != key:
             raise AssertionError(f"{text!r}: labels {labels}, reason {reason!r}, key {key!r}")

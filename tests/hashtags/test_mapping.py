@@ -1,6 +1,5 @@
 """Hashtags in the wild: the golden file, each step, the policies, and strings of any kind."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -9,15 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import wsl_d2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsl_d2.files import cache_folder
 from wsl_d2.hashtags import DROP_REASONS, HashtagMapping, Mapped, Vocabulary, load_wordnet, wnid_to_synset
 from wsl_d2.hashtags.lemma_table import load_lemma_table
 from wsl_d2.hashtags.mapping import stop_hashtags
 from wsl_d2.hashtags.report import describe_vocabulary, format_description
 from wsl_d2.hashtags.vocabulary import imagenet_1k_synsets
-from wsl_d2.hashtags.wordnet import cache_folder
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("golden.tsv")
@@ -89,31 +89,24 @@ def test_policies_for_ambiguous_hashtags(wordnet):
     machine = vocabulary.synsets.index("n03126707")
     bird = vocabulary.synsets.index("n02012849")
     assert HashtagMapping(vocabulary).map("#crane") == Mapped((machine,), "")
-    assert HashtagMapping(vocabulary, ambiguous="drop").map("#crane") == Mapped((), "ambiguous")
-    assert HashtagMapping(vocabulary, ambiguous="all").map("#crane") == Mapped((bird, machine), "")
-    assert HashtagMapping(vocabulary, ambiguous="drop").map("#dog").labels == (vocabulary.synsets.index(DOG),)
-    with pytest.raises(ValueError, match="most_frequent, drop, all; got 'first'"):
-        HashtagMapping(vocabulary, ambiguous="first")
+
+    def mapping(ambiguous):
+        return Vocabulary.build("cranes", wordnet, synsets=vocabulary.synsets, ambiguous=ambiguous).mapping
+
+    assert mapping("drop").map("#crane") == Mapped((), "ambiguous")
+    assert mapping("all").map("#crane") == Mapped((bird, machine), "")
+    assert mapping("all").vocabulary.match("#crane").label == machine  # the most frequent one, where it must be one
+    assert mapping("drop").map("#dog").labels == (vocabulary.synsets.index(DOG),)
 
 
 def test_the_nearest_label_above(wordnet):
-    vocabulary = Vocabulary.build("animals", wordnet, synsets=["n00015388", "n02083346"])  # animal, canine
-    assert HashtagMapping(vocabulary).map("#dogs") == Mapped((), "not in the vocabulary")
+    chosen = ["n00015388", "n02083346"]  # animal, canine
+    vocabulary = Vocabulary.build("animals", wordnet, synsets=chosen)
+    assert vocabulary.mapping.map("#dogs") == Mapped((), "not in the vocabulary")
     for distance in (1, 5):
-        mapping = HashtagMapping(vocabulary, max_distance=distance)
-        assert synsets(mapping, "#dogs") == ["n02083346"]
-        assert vocabulary.match("#dog", max_distance=distance).synset == "n02083346"
-    with pytest.raises(ValueError, match="0 or more; got -1"):
-        HashtagMapping(vocabulary, max_distance=-1)
-
-
-def test_mapping_agrees_with_the_vocabulary_on_plain_spellings(wordnet):
-    vocabulary = Vocabulary.build("1.5k", wordnet)
-    for distance in (0, 3):
-        mapping = HashtagMapping(vocabulary, max_distance=distance)
-        for key in ("dog", "tench", "drake", "wolf", "teapot", "labrador", "alp", "coffee", "lake"):
-            match = vocabulary.match(key, max_distance=distance)
-            assert mapping.map(key).labels == (() if match is None else (match.label,)), (key, distance)
+        near = Vocabulary.build("animals", wordnet, synsets=chosen, max_distance=distance)
+        assert synsets(near.mapping, "#dogs") == ["n02083346"] and near.mapping.map("#dogs").distance == 1
+        assert near.match("#dog").synset == "n02083346"
 
 
 def test_the_list_of_stop_hashtags_is_sound():
@@ -163,7 +156,7 @@ def test_a_damaged_table_is_compiled_again(tmp_path, monkeypatch):
 
     whole = load_lemma_table()
     name = max(cache_folder().glob("lemma_table-*.npz"), key=os.path.getmtime).name
-    monkeypatch.setattr(lemma_table, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(lemma_table, "cache_folder", lambda *_: tmp_path)
     (tmp_path / name).write_bytes(b"PK\x03\x04 nonsense")
     lemma_table._load.cache_clear()
     assert load_lemma_table().senses == whole.senses
@@ -181,28 +174,19 @@ def test_plurals():
     assert table.singulars("glass") == [] and table.singulars("qqqs") == []
 
 
-def tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-def test_the_tool_explains(capsys):
-    tool("explain_hashtag")(["#BrownBears", "#canon", "--vocabulary", "1.5k"])
-    printed = capsys.readouterr().out
+def test_the_command_explains():
+    printed = wsl_d2("hashtags", "explain", "#BrownBears", "#canon", "--vocabulary", "1.5k")
     assert f"{BROWN_BEAR} is label" in printed and "brown_bear.n.01" in printed
     assert "dropped   brand" in printed
-    with pytest.raises(SystemExit, match="error: .*9k"):
-        tool("explain_hashtag")(["#dog", "--vocabulary", "9k"])
+    assert "9k" in wsl_d2("hashtags", "explain", "#dog", "--vocabulary", "9k", code=2)
 
 
-def test_the_report_of_a_vocabulary(tmp_path, capsys):
+def test_the_report_of_a_vocabulary(tmp_path):
     counts = tmp_path / "counts.tsv"
     counts.write_text("#dog\t50\n#dogs\t20\n#tbt\t90\n#crane\t5\n#pizza\t3\n#canon\t2\n")
-    arguments = ["--vocabulary", "coco", "--counts", str(counts), "--output", str(tmp_path / "vocabulary.json")]
-    tool("build_vocabulary")([*arguments, "--report", str(tmp_path / "report")])
-    assert (tmp_path / "report" / "vocabulary.txt").read_text() in capsys.readouterr().out
+    arguments = ["--vocabulary", "coco", "--max-distance", 0, "--counts", counts, "--output", tmp_path / "v.json"]
+    printed = wsl_d2("hashtags", "vocabulary", *arguments, "--report", tmp_path / "report")
+    assert (tmp_path / "report" / "vocabulary.txt").read_text() in printed
     facts = json.loads((tmp_path / "report" / "vocabulary_facts.json").read_text())
     assert facts["num_pairs"] == 170 and facts["mapped_pairs"] == 73 and facts["num_labels"] == 80
     assert facts["dropped_pairs"] == {"not in WordNet": 90, "not in the vocabulary": 5, "brand": 2}

@@ -3,14 +3,13 @@ import json
 import os
 import pickle
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import wsl_d2
 
 from wsl_d2.hashtags import (
+    MappingPolicy,
     Match,
     Vocabulary,
     VocabularyError,
@@ -19,8 +18,6 @@ from wsl_d2.hashtags import (
     read_hashtag_counts,
 )
 from wsl_d2.hashtags.vocabulary import imagenet_1k_synsets
-
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "build_vocabulary.py"
 
 BROWN_BEAR, DOG, CANINE, CARNIVORE = "n02132136", "n02084071", "n02083346", "n02075296"
 CRANE_BIRD, CRANE_MACHINE = "n02012849", "n03126707"
@@ -66,7 +63,6 @@ def test_labels_are_sorted_unique_int64(imagenet):
 def test_unknown_hashtags_match_nothing(imagenet):
     for hashtag in ("#nosuchhashtag", "#", "", "#love"):
         assert imagenet.match(hashtag) is None
-        assert imagenet.match(hashtag, max_distance=1) is None
 
 
 def test_a_hashtag_of_several_synsets_goes_to_its_most_frequent_sense(imagenet, all_nouns, wordnet):
@@ -105,30 +101,53 @@ def test_all_nouns(all_nouns, wordnet):
     assert list(all_nouns.synsets) == sorted(set(all_nouns.synsets))
 
 
+def animals_within(wordnet, distance):
+    return Vocabulary.build("animals", wordnet, synsets=[DOG, CARNIVORE, BROWN_BEAR], max_distance=distance)
+
+
 def test_nearest_hypernym_and_its_distance(animals, wordnet):
     # poodle -> dog; wolf -> canine -> carnivore; puppy -> dog
     assert animals.match("#poodle") is None
-    assert animals.match("#poodle", max_distance=1) == Match(animals.synsets.index(DOG), DOG, 1)
-    assert animals.match("#wolf", max_distance=1) is None
-    assert animals.match("#wolf", max_distance=2) == Match(animals.synsets.index(CARNIVORE), CARNIVORE, 2)
-    assert animals.match("#dog", max_distance=9).distance == 0
-    assert animals.labels(["#poodle", "#dog"], max_distance=1).tolist() == [animals.synsets.index(DOG)]
-
-
-def test_a_rarer_sense_is_used_where_it_is_nearer(animals, wordnet):
-    # boxer: first the sportsman, whose ancestors are not in this vocabulary; last the working dog, a dog
-    assert [sense.lexname() for sense in wordnet.synsets("boxer", "n")][::3] == ["noun.person", "noun.animal"]
-    assert animals.match("#boxer", max_distance=2) == Match(animals.synsets.index(DOG), DOG, 2)
+    one, two = animals_within(wordnet, 1), animals_within(wordnet, 2)
+    assert one.match("#poodle") == Match(one.synsets.index(DOG), DOG, 1)
+    assert one.match("#wolf") is None
+    assert two.match("#wolf") == Match(two.synsets.index(CARNIVORE), CARNIVORE, 2)
+    assert animals_within(wordnet, 9).match("#dog").distance == 0
+    assert one.labels(["#poodle", "#dog"]).tolist() == [one.synsets.index(DOG)]
 
 
 def test_instances_count_as_one_step(wordnet):
-    vocabulary = Vocabulary.build("rivers", wordnet, synsets=["n09411430"])  # river.n.01
-    assert vocabulary.match("#Danube", max_distance=1) == Match(0, "n09411430", 1)
+    vocabulary = Vocabulary.build("rivers", wordnet, synsets=["n09411430"], max_distance=1)  # river.n.01
+    assert vocabulary.match("#Danube") == Match(0, "n09411430", 1)
 
 
-def test_negative_distance_is_refused(animals):
-    with pytest.raises(ValueError, match="0 or more; got -1"):
-        animals.match("#dog", max_distance=-1)
+def test_the_policy_is_part_of_the_vocabulary(wordnet, animals, tmp_path):
+    near = animals_within(wordnet, 3)
+    assert near.checksum != animals.checksum and near.policy == MappingPolicy(max_distance=3)
+    near.save(tmp_path / "v.json")
+    assert Vocabulary.load(tmp_path / "v.json").match("#poodle").synset == DOG
+    for wrong in ({"max_distance": -1}, {"ambiguous": "first"}):
+        with pytest.raises(ValueError, match="0 or more; got -1|most_frequent, drop, all; got 'first'"):
+            Vocabulary.build("animals", wordnet, synsets=[DOG], **wrong)
+
+
+def test_a_vocabulary_of_other_rules_maps_nothing(animals, tmp_path, monkeypatch):
+    animals.save(tmp_path / "v.json")
+    monkeypatch.setattr("wsl_d2.hashtags.mapping._RULES", -1)
+    from wsl_d2.hashtags.mapping import rules_checksum
+
+    rules_checksum.cache_clear()
+    try:
+        with pytest.raises(VocabularyError, match="was built for the mapping rules .* build the vocabulary again"):
+            Vocabulary.load(tmp_path / "v.json").match("#dog")
+    finally:
+        monkeypatch.undo()
+        rules_checksum.cache_clear()
+
+
+def test_exact_matching_knows_spellings_alone():
+    exact = Vocabulary("classes", ["are", "canon"], [["are"], ["canon"]], policy=MappingPolicy(matching="exact"))
+    assert exact.labels(["#are", "canon", "canons"]).tolist() == [0, 1] and exact.match("canons") is None
 
 
 def test_counts_choose_the_most_frequent(wordnet, monkeypatch):
@@ -148,6 +167,13 @@ def test_counts_choose_the_most_frequent(wordnet, monkeypatch):
     assert seen.match("#Tinca_tinca").synset == "n01440764"
     monkeypatch.setattr("wsl_d2.hashtags.vocabulary.NUM_MOST_FREQUENT", 1)
     assert Vocabulary.build("8.5k", wordnet, counts=counts).synsets == (BROWN_BEAR,)  # 30 + 28 > 50 + 7
+
+
+def test_counts_keep_what_the_mapping_reaches_and_nothing_else(wordnet):
+    counts = {"#dogs": 4, "#goldenretrieverpuppy": 3, "🐱": 2, "#canon": 99, "#homemadepizza": 1, "#doooog": 1}
+    seen = Vocabulary.build("17k", wordnet, counts=counts)
+    assert {seen.match(hashtag).synset for hashtag in counts if hashtag != "#canon"} == set(seen.synsets)
+    assert seen.match("#canon") is None and len(seen) == 4
 
 
 def test_build_refuses_what_it_cannot_build(wordnet):
@@ -185,11 +211,11 @@ def test_the_file_is_the_documented_one(animals, tmp_path):
     path = tmp_path / "vocabulary.json"
     animals.save(path)
     content = json.loads(path.read_text())
-    assert content["format"] == "wsl_d2 vocabulary" and content["format_version"] == 1
+    assert content["format"] == "wsl_d2 vocabulary" and content["format_version"] == 2
     assert content["wordnet_version"] == "3.0" and content["name"] == "animals"
-    # Checksum recomputed by hand: canonical JSON of the three parts.
+    # Checksum recomputed by hand: canonical JSON of all that decides a label.
     canonical = json.dumps(
-        {key: content[key] for key in ("hashtags", "synsets", "wordnet_version")},
+        {key: content[key] for key in ("hashtags", "synsets", "wordnet_version", "policy", "rules")},
         sort_keys=True,
         separators=(",", ":"),
     )
@@ -199,7 +225,7 @@ def test_the_file_is_the_documented_one(animals, tmp_path):
 def test_loading_needs_no_wordnet(animals, tmp_path, monkeypatch):
     animals.save(tmp_path / "vocabulary.json")
     monkeypatch.setenv("WORDNET_HOME", str(tmp_path))
-    assert Vocabulary.load(tmp_path / "vocabulary.json").match("#bruin").synset == BROWN_BEAR
+    assert Vocabulary.load(tmp_path / "vocabulary.json") == animals
 
 
 def test_it_travels_to_worker_processes(animals):
@@ -227,8 +253,10 @@ def test_an_edited_file_is_refused_with_both_checksums(animals, tmp_path):
     ("changes", "message"),
     [
         ({"wordnet_version": "3.1"}, r"has wordnet_version '3\.1', but this version of wsl_d2 reads '3\.0'"),
-        ({"format_version": 2}, "has format_version 2, but this version of wsl_d2 reads 1"),
+        ({"format_version": 1}, "has format_version 1, but this version of wsl_d2 reads 2"),
         ({"format": "something else"}, "its format is 'something else', expected 'wsl_d2 vocabulary'"),
+        ({"policy": {"max_distance": -3}}, "'policy' cannot be read .*0 or more; got -3"),
+        ({"policy": {"depth": 3}}, "'policy' cannot be read"),
         ({"synsets": "n02084071"}, "'synsets' must be a list of strings"),
         ({"hashtags": [["dog"], [1]]}, "'hashtags' must be a list of lists of strings"),
     ],
@@ -277,20 +305,18 @@ def test_counts_are_read_from_json_and_text(tmp_path):
     assert read_hashtag_counts(tmp_path / "counts.json") == {"#dog": 3, "bruin": 0}
     assert read_hashtag_counts(tmp_path / "counts.tsv") == {"#dog": 5, "bruin": 0}
     (tmp_path / "bad.tsv").write_text("#dog\t3\n#cat\tmany\n")
-    with pytest.raises(ValueError, match=r"bad\.tsv, line 2: expected a hashtag and its number"):
+    with pytest.raises(ValueError, match=r"bad\.tsv, line 2: expected a hashtag, a tab and its number"):
         read_hashtag_counts(tmp_path / "bad.tsv")
     (tmp_path / "bad.json").write_text('{"#dog": -1}')
     with pytest.raises(ValueError, match=r"bad\.json, entry '#dog'"):
         read_hashtag_counts(tmp_path / "bad.json")
 
 
-def test_the_tool_writes_a_vocabulary_and_says_its_size(tmp_path, imagenet):
+def test_the_command_writes_a_vocabulary_and_says_its_size(tmp_path, imagenet):
     output = tmp_path / "vocabulary.json"
-    command = [sys.executable, str(TOOL), "--vocabulary", "1.5k", "--output", str(output)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert f"1000 labels, 1806 hashtags, checksum {imagenet.checksum}" in result.stdout
-    assert CRANE_BIRD in result.stdout
+    printed = wsl_d2("hashtags", "vocabulary", "--vocabulary", "1.5k", "--output", output)
+    assert f"1000 labels, 1806 hashtags, max_distance {imagenet.policy.max_distance}, " in printed
+    assert f"checksum {imagenet.checksum}" in printed and CRANE_BIRD in printed
     assert Vocabulary.load(output) == imagenet
-    refused = subprocess.run([*command[:3], "8.5k", *command[4:]], capture_output=True, text=True)
-    assert refused.returncode == 1 and "--counts FILE" in refused.stderr
+    refused = wsl_d2("hashtags", "vocabulary", "--vocabulary", "8.5k", "--output", tmp_path / "no.json", code=2)
+    assert "--counts FILE" in refused and not (tmp_path / "no.json").exists()

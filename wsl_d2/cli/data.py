@@ -1,4 +1,4 @@
-"""Verbs about datasets of shards: make, index, from-folders, verify, view."""
+"""Verbs about datasets of shards: make, index, from-folders, verify, view, show, sampling."""
 
 from __future__ import annotations
 
@@ -186,6 +186,79 @@ def view(args: argparse.Namespace) -> None:
     )
 
 
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config-file", required=True, help="YAML of a pretraining")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys to override: KEY VALUE ...")
+
+
+def _show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, help="HTML file to write")
+    parser.add_argument("--images", type=positive, default=48, help="images of the contact sheet, at most a batch")
+    parser.add_argument("--statistics", type=positive, default=1000, help="images decoded for sizes and failures")
+    _config_arguments(parser)
+
+
+def show(args: argparse.Namespace) -> None:
+    """Shows the training data of a config on one HTML page: a batch as the model sees it, labels, sizes, failures.
+
+    wsl-d2 data show --config-file configs/Hashtag-Pretraining/... --output data.html [KEY VALUE ...]
+    """
+    from wsl_d2.config import load_config
+    from wsl_d2.data import register_datasets
+    from wsl_d2.files import write_atomically
+    from wsl_d2.report.training_data import training_data_page
+
+    cfg = load_config(args.config_file, args.opts)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    register_datasets(cfg)
+    found = training_data_page(cfg, args.images, args.statistics)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(args.output, found)
+    print(f"wrote {args.output}")
+
+
+def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, help="picture to write, .svg, .png or .pdf")
+    parser.add_argument("--top", type=positive, default=10, help="labels listed at both ends")
+    _config_arguments(parser)
+
+
+def sampling(args: argparse.Namespace) -> None:
+    """Tells what an epoch of a config's training set holds after resampling: its length, and how often a label comes.
+
+    wsl-d2 data sampling --config-file CONFIG [--output sampling.svg] [KEY VALUE ...]
+    """
+    import numpy as np
+
+    from wsl_d2.config import load_config
+    from wsl_d2.data import register_datasets
+    from wsl_d2.data.read.loaders import training_dataset
+    from wsl_d2.hashtags import Vocabulary
+    from wsl_d2.report.sampling import describe_epoch, plot_epoch
+
+    cfg = load_config(args.config_file, args.opts)
+    register_datasets(cfg)
+    dataset, resampling = training_dataset(cfg), cfg.DATALOADER.RESAMPLING
+    epoch = dataset.epoch_distribution(resampling.MODE, resampling.THRESHOLD)
+    counts = dataset.sharded_index.hashtag_counts()
+    vocabulary = Vocabulary.load(dataset.folder / "vocabulary.json")
+    print(f"{cfg.DATASETS.TRAIN[0]}: {resampling.MODE} resampling, threshold {resampling.THRESHOLD:g}")
+    print("\n".join(describe_epoch(counts, len(dataset), epoch)))
+    order = np.argsort(-counts, kind="stable")
+    order = order[counts[order] > 0]
+    print("synset       images    of images   of draws  hashtag")
+    for place, label in enumerate(order.tolist()):
+        if place < args.top or place >= len(order) - args.top:
+            shares = f"{counts[label] / len(dataset):10.4%} {epoch.draws[label] / epoch.length:10.4%}"
+            name = vocabulary.hashtags[label][0]
+            print(f"{vocabulary.synsets[label]:10} {counts[label]:8,} {shares}  #{name}")
+        elif place == args.top:
+            print("...")
+    if args.output:
+        plot_epoch(counts, epoch, len(dataset)).savefig(args.output)
+        print(f"wrote {args.output}")
+
+
 _RESUMES = "what is finished is kept, and the same command goes on"
 VERBS = {
     "make": Verb(make, _make_arguments, _RESUMES),
@@ -193,4 +266,6 @@ VERBS = {
     "from-folders": Verb(from_folders, _from_folders_arguments, _RESUMES),
     "verify": Verb(verify, _verify_arguments, _RESUMES),
     "view": Verb(view, _view_arguments, _RESUMES),
+    "show": Verb(show, _show_arguments),
+    "sampling": Verb(sampling, _sampling_arguments),
 }

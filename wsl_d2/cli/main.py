@@ -9,8 +9,9 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 
-from wsl_d2.cli import data, hashtags
+from wsl_d2.cli import data, hashtags, train
 from wsl_d2.cli.verb import Parser, Verb
 from wsl_d2.errors import UserError
 from wsl_d2.version import __version__
@@ -25,6 +26,7 @@ _DESCRIPTION = """Weakly supervised pretraining on hashtagged photos, and what i
 VERBS: dict[str, Verb | tuple[str, dict[str, Verb]]] = {
     "hashtags": ("hashtags, vocabularies, counts", hashtags.VERBS),
     "data": ("datasets of shards: making, checking, looking", data.VERBS),
+    "train": train.TRAIN,
 }
 
 
@@ -52,12 +54,26 @@ def _add(commands, name: str, verb: Verb) -> None:
     parser.set_defaults(verb=verb, prog=parser.prog)
 
 
+# Warnings of libraries about each other, of which a user of this command can change nothing.
+_NOISE = (
+    ".torch.jit.script. is deprecated",  # by detectron2's and torchvision's modules
+    "torch.meshgrid: in an upcoming release",  # by detectron2's anchors
+    ".*torch.cuda.amp.*is deprecated",  # by detectron2's trainers
+    "pkg_resources is deprecated",  # by tensorboard and fvcore
+    ".*'pin_memory' argument is set as true but no accelerator",  # by torch's loader, of detectron2's setting
+    "The multilingual functions are not available",  # by nltk, of nouns that are not asked for
+)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     args = None
     try:
         args = build_parser().parse_args(arguments)
+        args.command_line = sys.argv[1:] if arguments is None else arguments
         return args.verb.run(args) or 0
     except UserError as error:
         return _tell(args, str(error))

@@ -10,38 +10,9 @@ import time
 from detectron2.config import CfgNode
 
 from wsl_d2.errors import ConfigError
+from wsl_d2.run_keys import KEYS_OF_EVALUATION, KEYS_OF_PLACE_AND_SPEED, KEYS_OF_TOLERANCE, flatten, is_among
 
-# Keys, or groups of them, that change where and how fast a run computes, or what it tells, but not what it computes.
-_KEYS_OF_PLACE_AND_SPEED = (
-    "CUDNN_BENCHMARK",
-    "DATALOADER.NUM_WORKERS",
-    "DATALOADER.PREFETCH_BATCHES",
-    "DATALOADER.READ_ATTEMPTS",
-    "DATALOADER.SHARD_CACHE_GB",
-    "DATALOADER.TIMEOUT_SECONDS",
-    "DATALOADER.MAX_DAMAGED_FRACTION",
-    "DATASETS.COCO_FOLDERS",
-    "DATASETS.HASHTAG_FOLDERS",
-    "DATASETS.TEST",
-    "MODEL.COMPILE",
-    "MODEL.DEVICE",
-    "MODEL.RESNEXT.CHECKPOINT_STAGES",
-    "OUTPUT_DIR",
-    "SOLVER.CHECKPOINT_IN_BACKGROUND",
-    "SOLVER.CHECKPOINT_MILESTONES",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.CHECKPOINTS_TO_KEEP",
-    "SOLVER.IMS_PER_MICRO_BATCH",  # the ghost batch size is compared instead
-    "SOLVER.LOG_PERIOD",
-    "SOLVER.MAX_SKIPPED_STEPS",
-    "SOLVER.PEAK_TFLOPS",
-    "SOLVER.PROCESS_TIMEOUT_SECONDS",
-    "SOLVER.ZERO_STAGE_1",
-    "TEST",
-    "VERSION",
-    "VIS_PERIOD",
-    "WANDB",
-)
+_KEYS_THAT_CHANGE_WHAT_IS_SAVED = ("TEST.PRECISE_BN",)
 
 
 def resume_fingerprint(cfg: CfgNode, data: dict | None = None) -> dict[str, str]:
@@ -51,24 +22,13 @@ def resume_fingerprint(cfg: CfgNode, data: dict | None = None) -> dict[str, str]
         cfg: of the run, with its schedule resolved.
         data: further facts, such as checksums of the data.
     """
+    free = KEYS_OF_PLACE_AND_SPEED + KEYS_OF_EVALUATION + KEYS_OF_TOLERANCE
     keys = {
         name: value
         for name, value in flatten(cfg).items()
-        if not any(name == free or name.startswith(f"{free}.") for free in _KEYS_OF_PLACE_AND_SPEED)
+        if not is_among(name, free) or is_among(name, _KEYS_THAT_CHANGE_WHAT_IS_SAVED)
     }
     return keys | {name: str(value) for name, value in (data or {}).items()}
-
-
-def flatten(node: CfgNode, prefix: str = "") -> dict[str, str]:
-    """Returns dotted key -> value, as text, of every key of a config; tuples and lists are written alike."""
-    found: dict[str, str] = {}
-    for key, value in node.items():
-        name = prefix + key
-        if isinstance(value, CfgNode):
-            found |= flatten(value, f"{name}.")
-        else:
-            found[name] = repr(list(value) if isinstance(value, tuple) else value)
-    return found
 
 
 def compare_fingerprints(saved: dict[str, str], now: dict[str, str]) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import os
+import re
 import shutil
 import subprocess
 from argparse import Namespace
@@ -14,10 +16,13 @@ import torch
 import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessRaisedException
 
+from wsl_d2.engine.arguments import add_arguments
 from wsl_d2.engine.hooks import REQUEUE_EXIT_CODE
-from wsl_d2.errors import ConfigError
+from wsl_d2.errors import ConfigError, UserError
 
+_OWN_ERROR = re.compile(r"^wsl_d2\.[\w.]+Error: ", re.MULTILINE)
 _TORCHRUN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 
 
@@ -26,7 +31,7 @@ def start(main: Callable, args: Namespace, timeout_seconds: float) -> None:
 
     Args:
         main: of one process.
-        args: of :func:`wsl_d2.engine.main.argument_parser`.
+        args: of :mod:`wsl_d2.engine.arguments`.
         timeout_seconds: how long a process waits for the others in one exchange before it gives up.
     """
     timeout = datetime.timedelta(seconds=timeout_seconds)
@@ -43,15 +48,20 @@ def start(main: Callable, args: Namespace, timeout_seconds: float) -> None:
         main(args)
         dist.destroy_process_group()
     else:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-            timeout=timeout,
-        )
+        try:
+            launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+                timeout=timeout,
+            )
+        except ProcessRaisedException as error:  # holds the traceback of one process as text
+            if found := list(_OWN_ERROR.finditer(str(error))):
+                raise UserError(str(error)[found[-1].end() :]) from error
+            raise
 
 
 class ClusterJob:
@@ -72,12 +82,14 @@ class ClusterJob:
     def __call__(self) -> None:
         import submitit
 
-        from wsl_d2.engine.main import argument_parser, run
+        from wsl_d2.engine.main import run
 
         os.chdir(self.root)
         submitit.helpers.TorchDistributedEnvironment().export(overwrite=True)
         try:
-            run(argument_parser().parse_args(self.arguments))
+            parser = argparse.ArgumentParser()
+            add_arguments(parser)
+            run(parser.parse_args(self.arguments))
         except SystemExit as stop:
             if stop.code != REQUEUE_EXIT_CODE:
                 raise

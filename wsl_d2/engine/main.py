@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import difflib
 import os
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from filelock import FileLock, Timeout
 
-from wsl_d2.config import add_wsl_config
+from wsl_d2.config import load_config
 from wsl_d2.data.read.catalog import register_datasets
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
 from wsl_d2.engine.dry_run import dry_run
@@ -28,60 +24,7 @@ from wsl_d2.engine.evaluate import evaluate
 from wsl_d2.engine.launch import start, submit, without_cluster_options
 from wsl_d2.engine.plan import RunPlan, open_plan
 from wsl_d2.engine.trainer import DetectionTrainer, ResumableTrainer, WSLTrainer
-from wsl_d2.errors import ConfigError, UserError
-
-
-def load_config(config_file: str, opts: list[str]) -> CfgNode:
-    """Returns Detectron2's and wsl_d2's keys with a file and command-line overrides merged, not frozen.
-
-    Raises:
-        ConfigError: the file does not exist, or names a key that does not exist or has another type.
-    """
-    cfg = get_cfg()
-    add_wsl_config(cfg)
-    if config_file and not os.path.isfile(config_file):
-        raise ConfigError(f"--config-file {config_file} does not exist.")
-    try:
-        if config_file:
-            cfg.merge_from_file(config_file)
-    except (KeyError, ValueError, AssertionError) as error:
-        raise ConfigError(f"{config_file}: {_explain(error, cfg)}") from error
-    try:
-        cfg.merge_from_list(_whole_numbers_as_floats(cfg, opts))
-    except (KeyError, ValueError, AssertionError) as error:
-        raise ConfigError(f"command line: {_explain(error, cfg)}") from error
-    return cfg
-
-
-def _whole_numbers_as_floats(cfg: CfgNode, opts: list[str]) -> list[str]:
-    """Lets `SOLVER.BASE_LR 1` stand for 1.0, which yacs refuses."""
-    changed = list(opts)
-    for place, (key, value) in enumerate(zip(opts[::2], opts[1::2], strict=False)):
-        node: object = cfg
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, CfgNode) else None
-        if isinstance(node, float) and value.lstrip("+-").isdecimal():
-            changed[2 * place + 1] = f"{value}.0"
-    return changed
-
-
-def _explain(error: Exception, cfg: CfgNode) -> str:
-    """Turns yacs' message into one that also names the nearest existing key."""
-    message = str(error.args[0]) if error.args else str(error)
-    key = message.rsplit(": ", 1)[-1].strip()
-    close = difflib.get_close_matches(key, _keys(cfg), n=1)
-    if not message.startswith("Non-existent"):
-        return message
-    return f"unknown config key {key}." + (f" Did you mean {close[0]}?" if close else "")
-
-
-def _keys(node: CfgNode, prefix: str = "") -> list[str]:
-    keys = []
-    for name, value in node.items():
-        keys.append(prefix + name)
-        if isinstance(value, CfgNode):
-            keys += _keys(value, f"{prefix}{name}.")
-    return keys
+from wsl_d2.errors import ConfigError
 
 
 @contextlib.contextmanager
@@ -117,7 +60,7 @@ def setup(args) -> RunPlan:
     """Merges the config, opens the run's plan, and starts logging.
 
     Args:
-        args: of :func:`argument_parser`, or of ``detectron2.engine.default_argument_parser``.
+        args: of :mod:`wsl_d2.engine.arguments`, or of ``detectron2.engine.default_argument_parser``.
 
     Returns:
         The plan, with the frozen config in it.
@@ -157,42 +100,6 @@ def _dry_run(args) -> dict:
     return {}
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Returns Detectron2's arguments and wsl_d2's."""
-    parser = default_argument_parser()
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="build everything, do two iterations, print the run's facts, write nothing",
-    )
-    parser.add_argument("--images-per-second", type=float, help="with --dry-run: the speed to tell the hours for")
-    parser.add_argument(
-        "--override-resume",
-        action="store_true",
-        help="with --resume: continue although the config differs from the checkpoint's, and note the differences",
-    )
-    parser.add_argument(
-        "--cluster",
-        choices=["slurm", "local"],
-        help="submit the run through submitit; it resumes by itself, also after its time was over",
-    )
-    parser.add_argument(
-        "--cluster-parameter",
-        type=_setting,
-        action="append",
-        default=[],
-        help="NAME=VALUE for submitit's executor, such as nodes, tasks_per_node, gpus_per_node or timeout_min",
-    )
-    return parser
-
-
-def _setting(text: str) -> tuple[str, int | str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
-    return name, int(value) if value.isdecimal() else value
-
-
 def _train_or_evaluate(plan: RunPlan, args) -> dict:
     cfg, kind = plan.cfg, trainer_class(plan)
     if args.eval_only:
@@ -216,21 +123,12 @@ def run(args) -> None:
     start(main, args, load_config(args.config_file, args.opts).SOLVER.PROCESS_TIMEOUT_SECONDS)
 
 
-def _submit(args, arguments: list[str]) -> None:
-    """Hands the run to a cluster and tells where its logs will be."""
+def submit_run(args, arguments: list[str]):
+    """Hands the run to a cluster, which calls ``run`` in every task; returns submitit's job.
+
+    Args:
+        args: of :func:`wsl_d2.engine.arguments.add_arguments`, with ``cluster``.
+        arguments: the command line that they were parsed from.
+    """
     folder = Path(load_config(args.config_file, args.opts).OUTPUT_DIR) / "submitit"
-    job = submit(arguments, folder, args.cluster, dict(args.cluster_parameter))
-    print(f"job {job.job_id}; its logs are in {job.paths.folder}")
-
-
-def run_command_line() -> None:
-    """``tools/train_net.py``: parses Detectron2's arguments and runs; a user's mistake ends in one clear line."""
-    args = argument_parser().parse_args()
-    try:
-        if args.cluster:
-            _submit(args, without_cluster_options(sys.argv[1:]))
-        else:
-            run(args)
-    except (UserError, FloatingPointError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    return submit(without_cluster_options(arguments), folder, args.cluster, dict(args.cluster_parameter))

@@ -17,9 +17,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from wsl_d2.engine.fingerprint import flatten
 from wsl_d2.engine.plan import RunPlan
 from wsl_d2.files import sha256_of
+from wsl_d2.run_keys import flatten
 
 _PACKAGES = ("wsl-d2", "detectron2", "sal-detectron2", "torch", "torchvision", "pycocotools", "numpy")
 

@@ -12,10 +12,11 @@ one wins:
    ("#homemadepizza") or the one before "of" ("#catsofinstagram");
 7. emoji, by name, where there is no text.
 
-Then the noun's synsets are looked up among the labels; where none of them is one, the nearest label above them within
-the policy's max_distance. A hashtag that gets no label is dropped, with one of `DROP_REASONS`. Precision goes before
-recall: a few hundred hashtags whose only noun in WordNet is not what people mean ("#canon", "#lit") are listed, with
-the reason, in stop_hashtags.tsv.
+Then the noun's synsets are looked up among the labels: a word may mean any of its senses, the head of a compound its
+first one alone. Where none of them is a label, it is the nearest one above the first sense, within the policy's
+max_distance. (Both limits were chosen by measured precision: a rare sense is seldom what a photo means.) A hashtag that
+gets no label is dropped, with one of `DROP_REASONS`. Precision goes before recall: a few hundred hashtags whose only
+noun in WordNet is not what people mean ("#canon", "#lit") are listed, with the reason, in stop_hashtags.tsv.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ DROP_REASONS = (
     "ambiguous",  # several labels, and the policy is to drop such hashtags
 )
 
-_RULES = 2  # raise it whenever the code of this module would give some hashtag another label
+_RULES = 3  # raise it whenever the code of this module would give some hashtag another label
 _REMEMBERED = 1_000_000  # hashtags of which a mapping remembers the labels
 _STOP_FILE = Path(__file__).with_name("stop_hashtags.tsv")
 _SHORT_NOUNS = frozenset({"ox", "tv", "uk", "dj", "cd", "pc"})
@@ -111,6 +112,7 @@ class Mapped(NamedTuple):
 class _Found(NamedTuple):
     key: str  # a noun spelling of WordNet or of the vocabulary; empty if there is none
     step: str  # how it was found, or the reason why nothing was
+    is_head: bool = False  # of a compound
 
 
 class _Candidates(NamedTuple):
@@ -151,7 +153,7 @@ class HashtagMapping:
 
     def _open(self) -> None:
         self._label_of_key = {key: label for label, group in enumerate(self.vocabulary.hashtags) for key in group}
-        self._candidates_of_key: dict[str, _Candidates] = {}
+        self._candidates_of: dict[tuple[str, bool], _Candidates] = {}
         self._mapped: dict[str, Mapped] = {}
         if self.policy.matching != EXACT:
             self._table = load_lemma_table()
@@ -202,9 +204,9 @@ class HashtagMapping:
         nothing = _Candidates((), 0)
         if not found.key:
             return nothing, found.step
-        candidates = self._candidates_of_key.get(found.key)
+        candidates = self._candidates_of.get((found.key, found.is_head))
         if candidates is None:
-            candidates = self._candidates_of_key[found.key] = self._candidates(found.key)
+            candidates = self._candidates_of[found.key, found.is_head] = self._candidates(found.key, found.is_head)
         if not candidates.labels:
             return nothing, "not in the vocabulary"
         if len(candidates.labels) > 1:
@@ -214,14 +216,18 @@ class HashtagMapping:
                 candidates = _Candidates(candidates.labels[:1], candidates.distance)
         return candidates, ""
 
-    def _candidates(self, key: str) -> _Candidates:
-        """The labels a noun can have, best first: synonyms, or else the nearest above any of its senses."""
-        own = self._label_of_key.get(key)
-        labels = [own] if own is not None else []
+    def _candidates(self, key: str, is_head: bool) -> _Candidates:
+        """The labels a noun can have, best first: synonyms, or else the nearest above its first sense."""
         if self.policy.matching == EXACT:
-            return _Candidates(tuple(labels), 0)
-        level = list(self._table.senses.get(key, ()))
-        labels += [self._label_of_synset[synset] for synset in level if synset in self._label_of_synset]
+            return _Candidates((self._label_of_key[key],), 0)
+        senses = self._table.senses.get(key, ())
+        own = self._label_of_key.get(key)
+        if own is not None and is_head and senses and self.vocabulary.synsets[own] != senses[0]:
+            own = None
+        labels = [own] if own is not None else []
+        possible = senses[:1] if is_head else senses
+        labels += [self._label_of_synset[synset] for synset in possible if synset in self._label_of_synset]
+        level = list(senses[:1])
         seen = set(level)
         distance = 0
         while not labels and level and distance < self.policy.max_distance:
@@ -298,7 +304,7 @@ class HashtagMapping:
                 if candidate in stop_hashtags() or not self._is_noun(candidate):
                     continue
                 if len(candidate) > 3 or candidate in _SHORT_HEADS:
-                    return _Found(candidate, f"head of the compound '{' '.join(words)}'")
+                    return _Found(candidate, f"head of the compound '{' '.join(words)}'", is_head=start > 0)
         return _Found("", "phrase")
 
     def _words(self, text: str, key: str) -> list[str]:

@@ -1,23 +1,11 @@
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_data import jpeg, random_index
+from command_line import wsl_d2
+from toy_data import jpeg
 
-ROOT = Path(__file__).resolve().parents[2]
 KEY = "<script>alert(1)"
-
-
-@pytest.fixture(scope="module")
-def tool():
-    sys.path.insert(0, str(ROOT / "tools"))
-    import visualize_data
-
-    yield visualize_data
-    sys.path.remove(str(ROOT / "tools"))
 
 
 @pytest.fixture()
@@ -38,28 +26,18 @@ def folder(tmp_path, toy_vocabulary):
     return folder
 
 
-def run(folder, output, *options):
+def run(folder, output, *options, code=0):
     config = folder.parent / "config.yaml"
     config.write_text(
         "VERSION: 2\nINPUT:\n  FORMAT: RGB\nDATASETS:\n"
         f"  HASHTAG_FOLDERS: [[visualized, {folder}]]\n  TRAIN: [visualized]\nSOLVER:\n  IMS_PER_BATCH: 28\n"
     )
-    command = [
-        sys.executable,
-        ROOT / "tools" / "visualize_data.py",
-        "--config-file",
-        config,
-        "--output",
-        output,
-        *options,
-    ]
-    return subprocess.run(command, capture_output=True, text=True)
+    return wsl_d2("data", "show", "--config-file", config, "--output", output, *options, code=code)
 
 
 def test_one_page_holds_the_batch_the_labels_and_the_failures(folder, tmp_path):
     output = tmp_path / "new" / "page.html"
-    done = run(folder, output, "DATALOADER.RESAMPLING.THRESHOLD", "0.9")
-    assert done.returncode == 0, done.stderr
+    run(folder, output, "DATALOADER.RESAMPLING.THRESHOLD", "0.9")
     page = output.read_text()
     assert page.count("data:image/jpeg;base64,") == 28
     assert not re.search(r"(src|href)=.(?!data:)", page)
@@ -71,24 +49,35 @@ def test_one_page_holds_the_batch_the_labels_and_the_failures(folder, tmp_path):
 
 def test_a_wrong_folder_is_one_line(folder, tmp_path):
     (folder / "manifest.json").unlink()
-    done = run(folder, tmp_path / "page.html")
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    printed = run(folder, tmp_path / "page.html", code=2)
+    assert printed.startswith("wsl-d2 data show: ") and printed.count("\n") == 1
     assert not (tmp_path / "page.html").exists()
 
 
-def test_the_distribution_after_resampling_counts_every_label_of_a_repeated_image(tool):
-    index = random_index()
-    before, after = tool.label_distribution(index, 0.05, "sqrt")
-    frequency = before / index.num_images
-    expected = np.zeros(index.num_labels)
-    for i in range(index.num_images):
-        labels = index.labels[index.indptr[i] : index.indptr[i + 1]]
-        expected[labels] += max(max(1, (0.05 / frequency[label]) ** 0.5) for label in labels)
-    assert np.allclose(after, expected) and (after >= before).all() and (after > before).any()
+@pytest.mark.parametrize("mode", ["natural", "sqrt", "uniform", "inverse_sqrt"])
+def test_the_page_shows_the_draws_that_the_sampler_makes(folder, tmp_path, mode):
+    from wsl_d2.data import HashtagDataset, HashtagSampler
+
+    dataset = HashtagDataset(folder)
+    sampler = HashtagSampler(dataset.sharded_index, seed=0, mode=mode, threshold=0.9, batch_size=1)
+    epochs = 400
+    images = sampler.images_at(np.arange(epochs * sampler.epoch_length))
+    drawn = np.bincount([label for image in images for label in dataset[int(image)]["labels"]], minlength=4) / epochs
+    page_path = tmp_path / "page.html"
+    run(folder, page_path, "DATALOADER.RESAMPLING.MODE", mode, "DATALOADER.RESAMPLING.THRESHOLD", "0.9")
+    rows = re.findall(r"<td>#(\w+) \((n\d+)\)</td>(?:<td>[^<]*</td>){2}<td>([\d,]+)</td>", page_path.read_text())
+    shown = {synset: int(count) for _, synset, count in rows}
+    synsets = __import__("json").loads((folder / "vocabulary.json").read_text())["synsets"]
+    expected = {synset: drawn[label] for label, synset in enumerate(synsets) if drawn[label]}
+    assert shown.keys() == expected.keys()
+    for synset, count in expected.items():
+        assert abs(shown[synset] - count) <= 0.6
 
 
-def test_the_plot_has_both_curves(tool):
-    svg = tool.rank_plot(np.array([100.0, 10, 0, 1]), np.array([100.0, 30, 0, 10]))
+def test_the_plot_has_both_curves():
+    from wsl_d2.report.training_data import rank_plot
+
+    svg = rank_plot(np.array([100.0, 10, 0, 1]), np.array([100.0, 30, 0, 10]))
     curves = re.findall(r'points="([^"]+)"', svg)
     assert [len(curve.split()) for curve in curves] == [3, 3]
     assert curves[0].split()[0] == "60.0,20.0" and curves[0].split()[2].endswith(",280.0")

@@ -1,0 +1,57 @@
+"""The arguments of a run: Detectron2's and ours. Standard library alone, so that help is there at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of a run to a parser; those of Detectron2 have its names and meanings."""
+    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML of the run")
+    parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR, if there is one")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, train nothing")
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs (processes) of each machine")
+    parser.add_argument("--num-machines", type=int, default=1, help="machines")
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    port = 2**15 + 2**14 + hash(os.getuid() if hasattr(os, "getuid") else 1) % 2**14
+    parser.add_argument(
+        "--dist-url", default=f"tcp://127.0.0.1:{port}", help="where the processes meet; see torch.distributed"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, do two iterations, print the run's facts, write nothing",
+    )
+    parser.add_argument("--images-per-second", type=float, help="with --dry-run: the speed to tell the hours for")
+    parser.add_argument(
+        "--override-resume",
+        action="store_true",
+        help="with --resume: continue although the config differs from the checkpoint's, and note the differences",
+    )
+    parser.add_argument(
+        "--cluster",
+        choices=["slurm", "local"],
+        help="submit the run through submitit; it resumes by itself, also after its time was over",
+    )
+    parser.add_argument(
+        "--cluster-parameter",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="for submitit's executor, such as nodes, tasks_per_node, gpus_per_node or timeout_min",
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys to override: KEY VALUE ...")
+
+
+def _setting(text: str) -> tuple[str, int | float | str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value
