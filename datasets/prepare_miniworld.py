@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from miniworld_renderer.prepare import TINY, OptionsError, WorldOptions, prepare_miniworld, world_summary
+from miniworld_renderer.prepare import TINY, LabelError, OptionsError, WorldOptions, prepare_miniworld, world_summary
 from miniworld_renderer.sprites import ART_STYLES, SpriteError
 
 
@@ -64,9 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = WorldOptions(**{**(TINY if args.tiny else {}), **given}, held_out_styles=styles)
         prepare_miniworld(args.output, options, args.num_workers)
-    except (OptionsError, SpriteError, WordNetError) as error:
+    except (OptionsError, SpriteError, LabelError, WordNetError) as error:
         print(f"prepare_miniworld: {error}", file=sys.stderr)
-        return 1
+        return 2
     except KeyboardInterrupt:
         print("\nprepare_miniworld: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130

@@ -25,10 +25,12 @@ class Tag:
     Args:
         synset: "n02084071".
         synonyms: lemmas of the synset, the most usual first, words joined by underscores.
+        emoji: of the thing, "" if it has none.
     """
 
     synset: str
     synonyms: tuple[str, ...]
+    emoji: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def load_concepts() -> tuple[Concept, ...]:
         "keyword",
         "keyword_synset",
         "keyword_synonyms",
+        "emoji",
         "clean",
         "detection",
     )
@@ -70,7 +73,7 @@ def load_concepts() -> tuple[Concept, ...]:
             concepts.append(
                 Concept(
                     name=row["name"],
-                    tag=Tag(row["synset"], tuple(row["synonyms"].split("|"))),
+                    tag=Tag(row["synset"], tuple(row["synonyms"].split("|")), row["emoji"]),
                     keyword=Tag(row["keyword_synset"], tuple(row["keyword_synonyms"].split("|"))),
                     clean=row["clean"] == "1",
                     detection=row["detection"] == "1",

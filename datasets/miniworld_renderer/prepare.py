@@ -3,7 +3,7 @@
 Layout of the folder::
 
     params.json                 the options it was made with; another set of options is refused
-    hashtags/{train,val}/       shards, indexes, vocabulary.json, manifest.json, as by wsl_d2.data.shards
+    hashtags/{train,val}/       shards, indexes, vocabulary.json, manifest.json, as by `wsl-d2 data index`
     clean/{train,val}/          the same with one true hashtag an image
     detection/{train,val}/      JPEGs; detection/annotations/instances_{train,val}.json in COCO's format
     contact_sheet.png  ATTRIBUTION.txt  sprites.npz
@@ -30,12 +30,16 @@ from .render import Renderer
 from .scene import SETS
 from .sprites import ART_STYLES, Sprites, attribution, load_sprites, read_sprites, write_sprites
 
-RECIPE = 1  # raise it whenever the same options would give other pictures
+RECIPE = 2  # raise it whenever the same options would give other pictures
 DETECTION_CHUNK = 25  # images rendered by one task
 
 
 class OptionsError(ValueError):
     """The options are impossible, or not those that the folder was made with."""
+
+
+class LabelError(ValueError):
+    """The labels in the shards are not those that the hashtags mean."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ def _missing_tasks(output: Path, options: WorldOptions, set_name: str) -> Iterat
     for start in range(0, total, options.shard_size):
         task = _Task(set_name, start, min(start + options.shard_size, total))
         shard = _shard_path(output, options, task)
-        if not shard.is_file() or not shard.with_suffix(".index.npz").is_file():
+        if not all(shard.with_suffix(ending).is_file() for ending in (".tar", ".index.npz", ".labels.npz")):
             yield task
 
 
@@ -274,18 +278,39 @@ def _write_vocabularies(output: Path) -> dict[str, Any]:
 
 
 def _write_shard(output: Path, options: WorldOptions, task: _Task, result: list, vocabulary: Any) -> None:
-    from wsl_d2.data.shards import index_shard, write_shard
+    from wsl_d2.data.format.manifest import index_shard, write_shard
 
     prefix = task.set_name.replace("/", "-")
     path = _shard_path(output, options, task)
     (path.parent / "manifest.json").unlink(missing_ok=True)  # the set is not whole; it is written again at the end
     keys = (f"{prefix}-{number:06d}" for number in range(task.start, task.stop))
     write_shard(path, ((key, jpeg, metadata) for key, (jpeg, metadata) in zip(keys, result, strict=True)))
-    index_shard(path, vocabulary)
+    labels = index_shard(path, vocabulary)
+    _check_labels(path, vocabulary, labels, [metadata for _, metadata in result])
+
+
+def _check_labels(path: Path, vocabulary: Any, labels: Any, posts: list[dict]) -> None:
+    """Stops where a photo is labelled otherwise than its hashtags are meant: the mapping is not what trains.
+
+    Raises:
+        LabelError: names the first such photo.
+    """
+    found: list[list[str]] = [[] for _ in posts]
+    for place, row in enumerate(labels.rows.tolist()):
+        own = labels.labels[labels.indptr[place] : labels.indptr[place + 1]]
+        found[row] = [vocabulary.synsets[label] for label in own.tolist()]
+    wrong = [(post, synsets) for post, synsets in zip(posts, found, strict=True) if synsets != post["meant"]]
+    if wrong:
+        post, synsets = wrong[0]
+        path.with_suffix(".labels.npz").unlink()
+        raise LabelError(
+            f"{path}: {len(wrong)} of {len(posts)} photos are labelled otherwise than their hashtags are meant, the "
+            f"first with {' '.join(post['hashtags'])} as {synsets} instead of {post['meant']}."
+        )
 
 
 def _finish(folder: Path, vocabulary: Any) -> None:
-    from wsl_d2.data.shards import finish_dataset
+    from wsl_d2.data.format.manifest import finish_dataset
 
     if not (folder / "manifest.json").is_file():
         finish_dataset(folder, vocabulary)

@@ -86,16 +86,16 @@ class Renderer:
         return [i for i, pyramids in enumerate(self._pyramids) if pyramids]
 
     def hashtag_photo(self, set_name: str, number: int, side: int) -> tuple[bytes, dict]:
-        """Returns a photo's JPEG and metadata: raw ``hashtags`` and, for studies, the true ``concepts``."""
+        """Returns a photo's JPEG and metadata: raw ``hashtags``, the synsets that they mean, the true ``concepts``."""
         rng = picture_generator(self.seed, set_name, number)
-        placements, hashtags = hashtag_scene(rng)
-        return self._photo(rng, placements, side), _metadata(placements, hashtags)
+        placements, hashtags, meant = hashtag_scene(rng)
+        return self._photo(rng, placements, side), _metadata(placements, hashtags, meant)
 
     def clean_photo(self, set_name: str, number: int, side: int) -> tuple[bytes, dict]:
         """Returns the JPEG and metadata of a picture of the clean set, of class ``number`` modulo 24."""
         rng = picture_generator(self.seed, set_name, number)
-        placements, hashtags = clean_scene(rng, number)
-        return self._photo(rng, placements, side), _metadata(placements, hashtags)
+        placements, hashtags, meant = clean_scene(rng, number)
+        return self._photo(rng, placements, side), _metadata(placements, hashtags, meant)
 
     def detection_photo(self, set_name: str, number: int, side: int) -> tuple[bytes, list[DetectionObject]]:
         """Returns a detection picture's JPEG and its annotated objects."""
@@ -245,5 +245,6 @@ def encode(rng: np.random.Generator, canvas: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _metadata(placements: list[SpritePlacement], hashtags: list[str]) -> dict:
-    return {"hashtags": hashtags, "concepts": [load_concepts()[p.concept].name for p in placements]}
+def _metadata(placements: list[SpritePlacement], hashtags: list[str], meant: list[str]) -> dict:
+    concepts = [load_concepts()[p.concept].name for p in placements]
+    return {"hashtags": hashtags, "meant": meant, "concepts": concepts}

@@ -42,7 +42,17 @@ KEYWORD_KEPT = 0.25
 TAG_REPLACED = 0.12
 POPULAR_TAG_PROBABILITY = 0.03  # of each of the 8
 OUTSIDE_TAG_PROBABILITY = 0.03  # of each of these, which no vocabulary of nouns holds
-OUTSIDE_TAGS = ("nofilter", "photooftheday", "instagood", "tbt", "l4l")
+# Nothing that can be seen: slang, brands, and words whose noun in WordNet is not what people mean.
+OUTSIDE_TAGS = ("nofilter", "instadaily", "instagood", "tbt", "l4l", "canon", "lit", "followme")
+_ADJECTIVES = ("cute", "happy", "beautiful", "lovely", "amazing")
+_ACCENTS = {"a": "á", "e": "é", "i": "í", "o": "ó", "u": "ü"}
+# Words of which people make no compounds here, since their first sense in WordNet is another than the one meant (a
+# whale is first a large person), or the whole is another word (public transport).
+_NO_COMPOUND = frozenset(
+    "toad mushroom alarm palm devilfish helianthus watermelon coach hog chopper crown diadem hammer cactus ananas bike "
+    "turtle whale doughnut donut horn amphibian sailing picnic space royalty home mollusk mollusc fashion love picture "
+    "pic fun woods wildlife morn soccer cycling traveling travel".split()
+)
 
 
 @dataclass(frozen=True)
@@ -106,8 +116,9 @@ def place(
     )
 
 
-def hashtag_scene(rng: np.random.Generator) -> tuple[list[SpritePlacement], list[str]]:
-    """Draws a hashtag photo that somebody posted: placements, the larger first, and its raw hashtags.
+def hashtag_scene(rng: np.random.Generator) -> tuple[list[SpritePlacement], list[str], list[str]]:
+    """Draws a hashtag photo that somebody posted: placements, the larger first, its raw hashtags, and the synsets that
+    these mean.
 
     A post without any tag of the vocabulary never reaches a hashtag corpus, so such draws are repeated.
     """
@@ -121,14 +132,19 @@ def hashtag_scene(rng: np.random.Generator) -> tuple[list[SpritePlacement], list
     hashtags = [spell(rng, tag) for tag in tags]
     hashtags += [f"#{tag}" for tag in OUTSIDE_TAGS if rng.random() < OUTSIDE_TAG_PROBABILITY]
     order = rng.permutation(len(hashtags))
-    return sorted(placements, key=lambda p: -p.scale), [hashtags[i] for i in order]
+    return (
+        sorted(placements, key=lambda p: -p.scale),
+        [hashtags[i] for i in order],
+        sorted({tag.synset for tag in tags}),
+    )
 
 
-def clean_scene(rng: np.random.Generator, number: int) -> tuple[list[SpritePlacement], list[str]]:
-    """Draws a picture of the clean set: one centred object, the classes in turn, and the one true tag."""
+def clean_scene(rng: np.random.Generator, number: int) -> tuple[list[SpritePlacement], list[str], list[str]]:
+    """Draws a picture of the clean set: one centred object, the classes in turn, the one true tag, and its synset."""
     classes = clean_concepts()
     concept = classes[number % len(classes)]
-    return [place(rng, concept, CLEAN_SCALE, centered=True)], [f"#{load_concepts()[concept].name}"]
+    tag = load_concepts()[concept].tag
+    return [place(rng, concept, CLEAN_SCALE, centered=True)], [f"#{load_concepts()[concept].name}"], [tag.synset]
 
 
 def detection_objects(rng: np.random.Generator, distractors: list[int]) -> list[SpritePlacement]:
@@ -177,20 +193,59 @@ def draw_tags(rng: np.random.Generator, concepts: list[int]) -> list[Tag]:
 
 
 def spell(rng: np.random.Generator, tag: Tag) -> str:
-    """Spells a tag as people do: '#alarmclock', '#AlarmClock', 'Alarm_Clock', '#ALARMCLOCK', ..."""
+    """Spells a tag as people do: by case and underscores, as plural, in a compound, with digits, accents, letters drawn
+    out, or as an emoji."""
     lemma = tag.synonyms[0]
     if len(tag.synonyms) > 1 and rng.random() < 0.4:
         lemma = tag.synonyms[int(rng.integers(1, len(tag.synonyms)))]
     words = lemma.split("_")
-    style = rng.random()
-    if style < 0.5:
+    style, case = rng.random(), rng.random()
+    if style < 0.08 and tag.emoji:
+        return f"#{tag.emoji}"
+    if style < 0.24:
+        words[-1] = _plural(words[-1])
+    elif style < 0.36 and lemma not in _NO_COMPOUND:
+        words = [_ADJECTIVES[int(rng.integers(len(_ADJECTIVES)))], *words]
+    elif style < 0.44 and lemma not in _NO_COMPOUND:
+        words = [*words, "of", "instagram"]
+    elif style < 0.50:
+        words[-1] += str(rng.integers(2010, 2026))
+    elif style < 0.56:
+        words = [_drawn_out(rng, words[0]), *words[1:]]
+    elif style < 0.60 and len(lemma) > 3:
+        words = [_accented(rng, word) for word in words]
+    if case < 0.5:
         text = "".join(words)
-    elif style < 0.75:
+    elif case < 0.75:
         text = "".join(word.capitalize() for word in words)
-    elif style < 0.85:
+    elif case < 0.85:
         text = "".join(words).upper()
-    elif style < 0.95:
+    elif case < 0.95:
         text = "_".join(words)
     else:
         text = "_".join(word.capitalize() for word in words)
     return text if rng.random() < 0.1 else f"#{text}"
+
+
+def _plural(word: str) -> str:
+    if word.endswith("y") and word[-2] not in "aeiou":
+        return f"{word[:-1]}ies"
+    return f"{word}es" if word.endswith(("s", "x", "z", "ch", "sh")) else f"{word}s"
+
+
+def _drawn_out(rng: np.random.Generator, word: str) -> str:
+    """Writes an inner vowel three to five times; words without one stay."""
+    places = [i for i in range(1, len(word) - 1) if word[i] in "aeiou" and word[i] not in (word[i - 1], word[i + 1])]
+    if not places:
+        return word
+    place = places[int(rng.integers(len(places)))]
+    return word[:place] + word[place] * int(rng.integers(3, 6)) + word[place + 1 :]
+
+
+def _accented(rng: np.random.Generator, word: str) -> str:
+    """Puts an accent on one vowel."""
+    places = [i for i, letter in enumerate(word) if letter in _ACCENTS]
+    if not places:
+        return word
+    place = places[int(rng.integers(len(places)))]
+    return word[:place] + _ACCENTS[word[place]] + word[place + 1 :]

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import shutil
 from collections import Counter
 
@@ -20,14 +21,14 @@ from miniworld_renderer.concepts import (
     load_concepts,
     load_popular_tags,
 )
-from miniworld_renderer.prepare import TINY, OptionsError, WorldOptions, prepare_miniworld
+from miniworld_renderer.prepare import TINY, LabelError, OptionsError, WorldOptions, prepare_miniworld
 from miniworld_renderer.render import Renderer
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from wsl_d2.data import HashtagDataset
-from wsl_d2.data.shards import read_manifest
+from wsl_d2.data.format.manifest import read_manifest
 from wsl_d2.hashtags import Vocabulary, load_wordnet, normalize_hashtag, wnid_to_synset
 
 OPTIONS = WorldOptions(seed=5, **TINY)
@@ -43,7 +44,7 @@ def digests(folder):
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != ".stamps.jsonl"
     }
 
 
@@ -75,7 +76,7 @@ def test_vocabulary_gives_every_spelling_of_a_tag_its_label():
     assert len(vocabulary) == 96
     rng = np.random.default_rng(0)
     for tag in all_tags():
-        for hashtag in [*tag.synonyms, *(scene.spell(rng, tag) for _ in range(30))]:
+        for hashtag in [*tag.synonyms, *(scene.spell(rng, tag) for _ in range(100))]:
             match = vocabulary.match(hashtag)
             assert match is not None and match.synset == tag.synset, (hashtag, match)
     assert all(vocabulary.match(hashtag) is None for hashtag in scene.OUTSIDE_TAGS)
@@ -84,12 +85,12 @@ def test_vocabulary_gives_every_spelling_of_a_tag_its_label():
 def test_hashtag_statistics_follow_the_recipe():
     """A name survives with 0.75 * 0.88, a little more among photos that have a tag at all."""
     count, shown, named, popular, num_objects = 6000, 0, 0, Counter(), Counter()
-    by_hashtag = {normalize_hashtag(s): tag for tag in all_tags() for s in tag.synonyms}
+    by_synset = {tag.synset: tag for tag in all_tags()}
     for number in range(count):
         rng = scene.picture_generator(0, "hashtags/train", number)
-        placements, hashtags = scene.hashtag_scene(rng)
-        tags = {by_hashtag.get(normalize_hashtag(hashtag)) for hashtag in hashtags}
-        assert tags - {None}, "a photo without a label"
+        placements, hashtags, meant = scene.hashtag_scene(rng)
+        tags = {by_synset[synset] for synset in meant}
+        assert tags and len(hashtags) >= len(tags)
         num_objects[len(placements)] += 1
         for placement in placements:
             shown += 1
@@ -102,6 +103,26 @@ def test_hashtag_statistics_follow_the_recipe():
     for tag in load_popular_tags():
         rate = 0.03 * 0.88 / 0.87  # kept, among photos that have a tag at all
         assert popular[tag] / count == pytest.approx(rate, abs=5 * math.sqrt(rate / count) + 0.004)
+
+
+def test_hashtags_are_spelled_as_people_spell_them():
+    rng = np.random.default_rng(0)
+    dog = next(concept.tag for concept in load_concepts() if concept.name == "dog")
+    spelled = {scene.spell(rng, dog) for _ in range(2000)}
+    assert {"#dogs", "#Dog", "#DOG", "#cutedog", "#dogofinstagram", "#🐶"} <= spelled
+    assert any(re.fullmatch(r"#dog20\d\d", tag) for tag in spelled) and any("ooo" in tag for tag in spelled)
+    assert any("ó" in tag for tag in {scene.spell(rng, load_concepts()[1].tag) for _ in range(2000)})  # mushroom
+
+
+def test_a_world_whose_labels_are_not_what_the_hashtags_mean_is_refused(tmp_path, monkeypatch):
+    def spellings_alone(self, hashtags):
+        keys = [normalize_hashtag(hashtag) for hashtag in hashtags]
+        known = {key: label for label, group in enumerate(self.hashtags) for key in group}
+        return np.array(sorted({known[key] for key in keys if key in known}), np.int64)
+
+    monkeypatch.setattr(Vocabulary, "labels", spellings_alone)
+    with pytest.raises(LabelError, match="photos are labelled otherwise than their hashtags are meant, the first with"):
+        prepare_miniworld(tmp_path / "world", OPTIONS, progress=False)
 
 
 def test_two_workers_make_the_same_bytes_as_one(tiny_world, tmp_path):
@@ -302,7 +323,7 @@ def test_tool_prepares_a_world_and_reports_errors(tmp_path, capsys):
     assert tool.main(arguments) == 0
     assert "detection/val: 3 images" in capsys.readouterr().out
     assert json.loads((tmp_path / "world" / "params.json").read_bytes())["num_hashtag_images"] == 64
-    assert tool.main([*arguments, "--seed", "1"]) == 1
+    assert tool.main([*arguments, "--seed", "1"]) == 2
     assert "seed is 0 there and 1 now" in capsys.readouterr().err
 
 

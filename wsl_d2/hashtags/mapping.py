@@ -57,7 +57,7 @@ DROP_REASONS = (
     "ambiguous",  # several labels, and the policy is to drop such hashtags
 )
 
-_RULES = 3  # raise it whenever the code of this module would give some hashtag another label
+_RULES = 4  # raise it whenever the code of this module would give some hashtag another label
 _REMEMBERED = 1_000_000  # hashtags of which a mapping remembers the labels
 _STOP_FILE = Path(__file__).with_name("stop_hashtags.tsv")
 _SHORT_NOUNS = frozenset({"ox", "tv", "uk", "dj", "cd", "pc"})
@@ -311,7 +311,8 @@ class HashtagMapping:
         """The words of a compound, or nothing if some of them are no words."""
         parts = [normalize_hashtag(word) for chunk in _SEPARATORS.split(text) for word in _split_case(chunk)]
         parts = [part for part in parts if part and not part.isdecimal()]
-        if len(parts) < 2:
+        is_split = len(parts) < 2
+        if is_split:
             shorter = key.rstrip("0123456789")
             if not (_MIN_COMPOUND <= len(shorter) <= _MAX_COMPOUND and shorter.isascii() and shorter.isalpha()):
                 return []
@@ -332,7 +333,7 @@ class HashtagMapping:
         )
         # Short pieces are how a splitter cuts up what it does not know: "dogstagram" is no "dogs tag ram".
         content = [part for part in parts if part not in _FUNCTION_WORDS | _LINKS | _NEGATIONS]
-        if not known or 2 * sum(map(len, content)) < 7 * len(content):
+        if not known or (is_split and 2 * sum(map(len, content)) < 7 * len(content)):
             return []
         return parts
 

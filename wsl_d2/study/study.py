@@ -10,7 +10,7 @@ A study file::
     stages:                           # each is run once for every combination of *its* axes
       subset:
         axes: [num_images]
-        command: tools/make_view.py datasets/x {folder}/train --num-images {num_images}
+        command: wsl-d2 data view datasets/x {folder}/train --num-images {num_images}
         done: "{folder}/train/manifest.json"
         seconds: 5                    # a first guess at its cost on one core
       pretrain:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from wsl_d2.data import HashtagDataset
 from wsl_d2.data.read.loaders import collate
 from wsl_d2.errors import UserError
+from wsl_d2.files import write_atomically
 from wsl_d2.modeling import HashtagClassifier
 
 _BATCHES_BETWEEN_FLUSHES = 50
@@ -42,10 +42,17 @@ class Features:
 
 
 def feature_key(dataset: HashtagDataset, weights_sha256: str, settings: dict) -> str:
-    """Names a set of features by everything that decides them: images and labels, weights, and preprocessing."""
+    """Names a set of features by everything that decides them.
+
+    Args:
+        dataset: its images, labels, and all settings of its mapper.
+        weights_sha256: of the backbone.
+        settings: further ones, of the model.
+    """
     facts = {
         "images": hashlib.sha256((dataset.folder / "manifest.json").read_bytes()).hexdigest(),
         "weights": weights_sha256,
+        "mapper": dataset.mapper.settings if dataset.mapper else None,
         "settings": settings,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -94,9 +101,7 @@ def extract_features(
     def save_progress() -> None:
         values.flush()
         labels.flush()
-        partial = progress_path.with_name(f"{progress_path.name}.partial")
-        partial.write_text(json.dumps({"done": done, "damaged": damaged}))
-        os.replace(partial, progress_path)
+        write_atomically(progress_path, json.dumps({"done": done, "damaged": damaged}))
 
     loader: DataLoader = DataLoader(
         Subset(dataset, range(done, num_images)),
@@ -122,7 +127,7 @@ def extract_features(
     if len(damaged) > max_damaged_fraction * num_images:
         raise ProbeError(
             f"{dataset.folder}: {len(damaged)} of {num_images} images cannot be decoded, more than "
-            f"DATALOADER.MAX_DAMAGED_FRACTION = {max_damaged_fraction} allows; tools/verify_shards.py lists them."
+            f"DATALOADER.MAX_DAMAGED_FRACTION = {max_damaged_fraction} allows; `wsl-d2 data verify` lists them."
         )
     kept = np.setdiff1d(np.arange(num_images), np.array(damaged, np.int64))
     return Features(values, np.asarray(labels), kept)
@@ -134,7 +139,7 @@ def _single_labels(batch: dict) -> np.ndarray:
         row = int(np.flatnonzero(counts != 1)[0])
         raise ProbeError(
             f"image {batch['keys'][row]!r} has {counts[row]} labels; a linear probe needs datasets with exactly one "
-            "label an image, such as a folder of classes (DATASETS.CLASS_FOLDERS)."
+            "label an image, such as class folders (`wsl-d2 data from-folders`)."
         )
     return batch["labels"].numpy()
 

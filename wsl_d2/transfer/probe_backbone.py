@@ -6,7 +6,6 @@ import csv
 import json
 import logging
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from wsl_d2.checkpoint import check_pixel_statistics, load_backbone
 from wsl_d2.data import HashtagDataset, register_datasets
 from wsl_d2.data.read.loaders import get_hashtag_dataset
 from wsl_d2.data.read.mapper import HashtagMapper
-from wsl_d2.files import sha256_of
+from wsl_d2.files import sha256_of, write_atomically
 from wsl_d2.hashtags import Vocabulary
 from wsl_d2.transfer.features import Features, ProbeError, extract_features, feature_key
 from wsl_d2.transfer.linear_probe import L2_GRID, few_shot_rows, linear_probe
@@ -125,9 +124,7 @@ def probe_backbone(
         writer = csv.DictWriter(file, fieldnames=list(classes[0]))
         writer.writeheader()
         writer.writerows(classes)
-    partial = output / "probe.json.partial"
-    partial.write_text(json.dumps(_without_nan(record), indent=1) + "\n")
-    os.replace(partial, output / "probe.json")
+    write_atomically(output / "probe.json", json.dumps(_without_nan(record), indent=1) + "\n")
     return record, classes
 
 
@@ -136,9 +133,6 @@ def _features(cfg, model, weights_path: str, dataset: HashtagDataset, folder: Pa
     dataset.check_shards()
     settings = {
         "backbone": cfg.MODEL.BACKBONE.NAME,
-        "format": cfg.INPUT.FORMAT,
-        "size": cfg.INPUT.RANDOM_RESIZED_CROP.SIZE,
-        "short_side": cfg.INPUT.TEST_RESIZE_SHORT_SIDE,
         "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
         "pixel_std": list(cfg.MODEL.PIXEL_STD),
     }

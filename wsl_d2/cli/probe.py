@@ -1,33 +1,27 @@
-#!/usr/bin/env python3
-"""Linear probe: L2-regularised logistic regression on the features of a frozen backbone.
+"""The verb probe."""
 
-tools/linear_probe.py --config-file configs/Hashtag-Pretraining/miniworld_wsl.yaml --weights output/wsl/backbone.pth \\
-    --train miniworld_clean_train --test miniworld_clean_val --output output/probe_wsl [KEY VALUE ...]
-
-Features are extracted once and kept in --output; the strength of the regulariser is chosen on a held-out part of the
-training images. With --shots the probe is repeated with that many training images a class, once per seed.
-Writes probe.json, and classes.csv with the accuracy of each class.
-"""
+from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from detectron2.utils.logger import setup_logger
-
-from wsl_d2.engine.main import USER_ERRORS, load_config
-from wsl_d2.transfer import L2_GRID, ProbeError, probe_backbone
+from wsl_d2.cli.verb import Verb, positive
 
 
-def numbers(kind):
+def numbers(kind: Callable) -> Callable[[str], list]:
     """An argument type: numbers separated by commas."""
-    return lambda text: [kind(part) for part in text.split(",")]
+
+    def parse(text: str) -> list:
+        try:
+            return [kind(part) for part in text.split(",")]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers with commas between them") from error
+
+    return parse
 
 
-def main(arguments: list[str] | None = None) -> None:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", required=True, help="of a HashtagClassifier; gives architecture and input")
     parser.add_argument(
         "--weights", required=True, help="backbone: a file, or a wsl://, torchvision:// or timm:// name"
@@ -37,17 +31,35 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for features and results")
     parser.add_argument("--l2", type=float, help="strength of the regulariser; chosen on held-out images if left out")
     parser.add_argument(
-        "--l2-grid", type=numbers(float), default=L2_GRID, help="strengths to choose from: 1e-4,1e-3,1e-2"
+        "--l2-grid", type=numbers(float), help="strengths to choose from, 1e-4,1e-3,1e-2; 1e-8 to 10 if left out"
     )
     parser.add_argument("--held-out-fraction", type=float, default=0.1, help="of the training images, to choose l2")
     parser.add_argument("--shots", type=numbers(int), default=[], help="also with so many images of each class: 1,5,20")
-    parser.add_argument("--num-seeds", type=int, default=5, help="draws of each number of shots")
+    parser.add_argument("--num-seeds", type=positive, default=5, help="draws of each number of shots")
     parser.add_argument("--seed", type=int, default=0, help="of the held-out split and the first draw of shots")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
-    args = parser.parse_args(arguments)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys to override: KEY VALUE ...")
+
+
+def probe(args: argparse.Namespace) -> None:
+    """Linear probe: L2-regularised logistic regression on the features of a frozen backbone.
+
+    wsl-d2 probe --config-file configs/Hashtag-Pretraining/miniworld_wsl.yaml --weights output/wsl/backbone.pth \\
+        --train miniworld_clean_train --test miniworld_clean_val --output output/probe_wsl [KEY VALUE ...]
+
+    Features are extracted once and kept in --output; the strength of the regulariser is chosen on a held-out part of
+    the training images. With --shots the probe is repeated with that many training images a class, once per seed.
+    Writes probe.json, and classes.csv with the accuracy of each class.
+    """
+    import numpy as np
+    from detectron2.utils.logger import setup_logger
+
+    from wsl_d2.config import load_config
+    from wsl_d2.errors import UserError
+    from wsl_d2.transfer import L2_GRID, probe_backbone
+
     setup_logger(name="wsl_d2")
+    cfg = load_config(args.config_file, args.opts)
     try:
-        cfg = load_config(args.config_file, args.opts)
         record, classes = probe_backbone(
             cfg,
             args.weights,
@@ -55,14 +67,14 @@ def main(arguments: list[str] | None = None) -> None:
             args.test,
             args.output,
             l2=args.l2,
-            grid=args.l2_grid,
+            grid=args.l2_grid or L2_GRID,
             held_out_fraction=args.held_out_fraction,
             shots=args.shots,
             num_seeds=args.num_seeds,
             seed=args.seed,
         )
-    except (*USER_ERRORS, ProbeError, KeyError) as error:
-        sys.exit(f"error: {error}")
+    except KeyError as error:  # Detectron2's, of a dataset that is not registered
+        raise UserError(str(error.args[0])) from error
     print(
         f"top-1 {record['top1']:.2f} +- {record['top1_half_width']:.2f}, top-5 {record['top5']:.2f} "
         f"({record['num_train']:,} training and {record['num_test']:,} test images, l2 {record['l2']:g})"
@@ -77,5 +89,4 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"written: {args.output / 'probe.json'}, {args.output / 'classes.csv'}")
 
 
-if __name__ == "__main__":
-    main()
+PROBE = Verb(probe, _arguments, "the features that are extracted are kept, and the same command goes on")
