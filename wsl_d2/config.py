@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from pathlib import Path
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
@@ -92,6 +93,22 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.SOLVER.PEAK_TFLOPS = 0.0
     cfg.WANDB = CN()
     cfg.WANDB.PROJECT = ""  # of Weights & Biases, to which metrics are sent, too; needs `pip install wandb`
+
+
+def get_config_file(name: str) -> str:
+    """Returns the path of a config of this package, such as "Hashtag-Pretraining/X_101_32x8d_17k.yaml".
+
+    Raises:
+        ConfigError: there is no such file; names the nearest ones.
+    """
+    package = Path(__file__).resolve().parent
+    roots = [root for root in (package / "configs", package.parent / "configs") if root.is_dir()]
+    for root in roots:
+        if (root / name).is_file():
+            return str(root / name)
+    known = [path.relative_to(root).as_posix() for root in roots for path in root.rglob("*.yaml")]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    raise ConfigError(f"there is no config {name!r}; the nearest are {', '.join(close) or 'not here'}.")
 
 
 def load_config(config_file: str, opts: list[str]) -> CN:

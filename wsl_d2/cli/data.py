@@ -155,6 +155,8 @@ def _view_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the subset; smaller subsets lie within larger ones")
     parser.add_argument("--vocabulary", type=Path, help="vocabulary.json that labels the images anew")
     parser.add_argument("--hashtags-column", help="column to label them by; the dataset's own if left out")
+    parser.add_argument("--held-out", type=float, default=0.0, help="fraction of the images that a split holds out")
+    parser.add_argument("--part", choices=("train", "val"), default="train", help="which part of the split is kept")
     parser.add_argument("--label-noise", type=float, default=0.0, help="fraction of the labels to replace by draws")
     parser.add_argument("--noise-seed", type=int, default=0, help="of the noise")
     add_workers(parser)
@@ -165,6 +167,7 @@ def view(args: argparse.Namespace) -> None:
 
     wsl-d2 data view datasets/yfcc/17k datasets/yfcc/17k_10M --num-images 10000000
     wsl-d2 data view datasets/yfcc/17k datasets/yfcc/1.5k --vocabulary vocabulary_1.5k.json
+    wsl-d2 data view datasets/yfcc/17k datasets/yfcc/val --held-out 0.02 --part val
     """
     from wsl_d2.data import make_view
     from wsl_d2.hashtags import Vocabulary
@@ -176,6 +179,8 @@ def view(args: argparse.Namespace) -> None:
         seed=args.seed,
         vocabulary=Vocabulary.load(args.vocabulary) if args.vocabulary else None,
         hashtags_column=args.hashtags_column,
+        held_out=args.held_out,
+        part=args.part,
         label_noise=args.label_noise,
         noise_seed=args.noise_seed,
         workers=args.workers,

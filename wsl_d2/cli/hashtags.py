@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wsl_d2.cli.verb import Verb, add_workers, share
+from wsl_d2.cli.verb import Verb, add_workers, positive, share
 
 FORMATS = ("auto", "yfcc100m", "parquet", "jsonl", "json", "csv", "sqlite", "webdataset")
 AMBIGUOUS_POLICIES = ("most_frequent", "drop", "all")
@@ -84,6 +84,8 @@ def _vocabulary_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--synsets", type=Path, help="file of WordNet ids such as n02084071, one a line; words after it are ignored"
     )
+    parser.add_argument("--min-images", type=positive, default=1, help="leave out labels on fewer counted images")
+    parser.add_argument("--max-labels", type=positive, help="keep the most frequent labels only")
     parser.add_argument("--wordnet", type=Path, help="folder of WordNet 3.0; found by itself if not given")
     parser.add_argument("--output", type=Path, required=True, help="file to write: vocabulary.json")
     parser.add_argument("--report", type=Path, help="folder for a report: text, JSON and, with --counts, a picture")
@@ -121,6 +123,8 @@ def vocabulary(args: argparse.Namespace) -> None:
             synsets=_read_synsets(args.synsets) if args.synsets else None,
             max_distance=args.max_distance,
             ambiguous=args.ambiguous,
+            min_images=args.min_images,
+            max_labels=args.max_labels,
         )
     except ValueError as error:
         raise VocabularyError(str(error)) from error

@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 
-from wsl_d2.cli import data, hashtags, probe, train
+from wsl_d2.cli import data, hashtags, pretrain, probe, train
 from wsl_d2.cli.verb import Parser, Verb
 from wsl_d2.errors import UserError
 from wsl_d2.version import __version__
@@ -26,6 +26,7 @@ _DESCRIPTION = """Weakly supervised pretraining on hashtagged photos, and what i
 VERBS: dict[str, Verb | tuple[str, dict[str, Verb]]] = {
     "hashtags": ("hashtags, vocabularies, counts", hashtags.VERBS),
     "data": ("datasets of shards: making, checking, looking", data.VERBS),
+    "pretrain": pretrain.PRETRAIN,
     "train": train.TRAIN,
     "probe": probe.PROBE,
 }

@@ -60,3 +60,17 @@ def halving_steps(max_iter: int, num_halvings: int) -> tuple[int, ...]:
     if len(set(steps)) < num_halvings or steps[0] <= 0 or steps[-1] >= max_iter:
         raise ConfigError(f"SOLVER.NUM_LR_HALVINGS is {num_halvings}, too many for {max_iter} iterations.")
     return steps
+
+
+def images_to_process(num_images: int) -> int:
+    """Returns how many images a pretraining on so many different ones processes, repetitions counted.
+
+    The rule that the recipe is recalled to have: 100 epochs at 1.2 million images, 2 epochs at 3.5 billion, linear in
+    the number of images between; below and above the epochs stay.
+    """
+    (few, at_few), (many, at_many) = (1_200_000, 120_000_000), (3_500_000_000, 7_000_000_000)
+    if num_images <= few:
+        return num_images * at_few // few
+    if num_images >= many:
+        return num_images * at_many // many
+    return at_few + round((num_images - few) * (at_many - at_few) / (many - few))

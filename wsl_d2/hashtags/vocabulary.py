@@ -133,6 +133,8 @@ class Vocabulary:
         *,
         max_distance: int | None = None,
         ambiguous: str = "most_frequent",
+        min_images: int = 1,
+        max_labels: int | None = None,
     ) -> "Vocabulary":
         """Builds a vocabulary from WordNet.
 
@@ -152,6 +154,8 @@ class Vocabulary:
                 ignore them.
             synsets: WordNet ids such as "n02084071", in any order, for a free name only.
             max_distance, ambiguous: see `MappingPolicy`; by default the distance of `BUILTIN_NAMES`, 0 for a free name.
+            min_images, max_labels: of "17k" and "8.5k", leave out labels on fewer counted images, and keep the most
+                frequent ones; "8.5k" keeps 8,500 by default.
 
         Returns:
             The vocabulary; labels follow the sorted ids, so the order of the input does not matter.
@@ -169,6 +173,8 @@ class Vocabulary:
                 f"unknown vocabulary {name!r}; choose one of {', '.join(BUILTIN_NAMES)}, or give "
                 "synsets=[...] for a name of your own"
             )
+        if (min_images > 1 or max_labels is not None) and (counts is None or name not in ("17k", "8.5k")):
+            raise VocabularyError("min_images and max_labels choose among the labels of '17k' or '8.5k' by counts")
         if name == "8.5k" and counts is None:
             raise VocabularyError(
                 "vocabulary '8.5k' is the most frequent 8,500 labels of '17k' and needs counts (hashtag -> "
@@ -191,14 +197,14 @@ class Vocabulary:
         elif counts is not None:
             everything = cls(name, sorted(merged), [merged[wnid] for wnid in sorted(merged)], policy=policy)
             image_counts = count_labels(everything, counts)
-            kept = sorted(image_counts, key=lambda wnid: (-image_counts[wnid], wnid))
+            frequent = [wnid for wnid, number in image_counts.items() if number >= min_images]
+            kept = sorted(frequent, key=lambda wnid: (-image_counts[wnid], wnid))
+            kept = kept[: max_labels or (NUM_MOST_FREQUENT if name == "8.5k" else None)]
             if not kept:
                 raise VocabularyError(
-                    f"none of the {len(counts)} counted hashtags is a noun of WordNet; counts must map "
-                    "hashtags such as 'brownbear' to numbers of images"
+                    f"none of the {len(counts)} counted hashtags is a noun of WordNet on at least {min_images} images; "
+                    "counts must map hashtags such as 'brownbear' to numbers of images"
                 )
-            if name == "8.5k":
-                kept = kept[:NUM_MOST_FREQUENT]
             merged = {wnid: merged[wnid] for wnid in kept}
             built_with["num_hashtags_counted"] = len(counts)
             built_with["smallest_image_count"] = image_counts[kept[-1]]

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from wsl_d2.data.format.manifest import finish_dataset
-from wsl_d2.data.format.tar import MAX_IMAGE_BYTES
+from wsl_d2.data.format.tar import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES
 from wsl_d2.data.posts.readers import detect_post_format, read_posts
 from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
 from wsl_d2.data.remote import is_url, read_bytes
+from wsl_d2.data.write.class_folders import is_left_by_a_system
 from wsl_d2.data.write.source import claim_folder
 from wsl_d2.data.write.writer import Sample, SeenKeys, ShardPart, Writing, load_image, write_dataset
 from wsl_d2.errors import ShardError, UserError
@@ -32,12 +33,25 @@ def _facts_of(post: Post) -> Post:
     return post
 
 
-def load_post(post: Post, images: str, check: str, only_labelled: Vocabulary | None) -> Sample:
-    """Returns the sample of a post; ValueError is the reason for rejecting it."""
+def load_post(
+    post: Post, images: str, found: dict[str, str] | None, check: str, only_labelled: Vocabulary | None
+) -> Sample:
+    """Returns the sample of a post; ValueError is the reason for rejecting it.
+
+    Args:
+        post: key and hashtags.
+        images: a pattern with {key} in it, or the folder of ``found``.
+        found: key -> path of the image in that folder.
+        check: one of ``IMAGE_CHECKS``.
+        only_labelled: rejects posts that have no label of this vocabulary.
+    """
     key, hashtags = post
     if only_labelled is not None and not len(only_labelled.labels(hashtags)):
         raise ValueError("no label")
-    data = load_image(images.format(key=key), read_bytes)
+    if found is not None and key not in found:
+        raise ValueError("no image")
+    place = images.format(key=key) if found is None else os.path.join(images, found[key])
+    data = load_image(place, read_bytes)
     if len(data) > MAX_IMAGE_BYTES:
         raise ValueError("too large")
     if check != "none":
@@ -74,7 +88,8 @@ def make_shards(
 
     Args:
         posts: files or URLs that :func:`wsl_d2.data.posts.readers.read_posts` reads.
-        images: where the image of a key lies, such as ``photos/{key}.jpg`` or ``s3://bucket/{key:.3}/{key}.jpg``.
+        images: where the image of a key lies, such as ``photos/{key}.jpg`` or ``s3://bucket/{key:.3}/{key}.jpg``; or a
+            folder, in which each key is the name of an image without its ending.
         vocabulary: labels the hashtags.
         output: folder to write to.
         images_per_shard: posts of each shard.
@@ -94,6 +109,7 @@ def make_shards(
     """
     posts = list(posts)
     _check_options(images, check, images_per_shard)
+    found = find_images(images) if os.path.isdir(images) else None
     formats = [kind or detect_post_format(path) for path in posts]
     facts = {
         "made_by": "data make",
@@ -115,7 +131,7 @@ def make_shards(
     output = Path(output)
     claim_folder(output, facts)
     load: Callable[[Post], Sample] = partial(
-        load_post, images=images, check=check, only_labelled=vocabulary if only_labelled else None
+        load_post, images=images, found=found, check=check, only_labelled=vocabulary if only_labelled else None
     )
     writing = Writing(load, _key_of, _facts_of, vocabulary, json.dumps([images, check, only_labelled]), is_url(images))
     account += write_dataset(output, writing, _parts(output, _chain(first, rows), images_per_shard), workers)
@@ -128,12 +144,38 @@ def _check_options(images: str, check: str, images_per_shard: int) -> None:
             f"check is one of {', '.join(IMAGE_CHECKS)} and images_per_shard is positive; got {check!r} and "
             f"{images_per_shard}."
         )
+    if os.path.isdir(images):
+        return
     try:
         differs = images.format(key="a") != images.format(key="b")
     except (KeyError, IndexError, ValueError, AttributeError):
         differs = False
     if not differs:
-        raise UserError(f"images has {{key}} in it, such as 'photos/{{key}}.jpg', and no other braces; got {images!r}.")
+        raise UserError(
+            f"images is a folder, or has {{key}} in it, such as 'photos/{{key}}.jpg', and no other braces; got "
+            f"{images!r}."
+        )
+
+
+def find_images(folder: str | Path) -> dict[str, str]:
+    """Returns name without ending -> path below the folder, of all images in it and in the folders below.
+
+    Raises:
+        ShardError: there is none, or two have the same name.
+    """
+    found: dict[str, str] = {}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not is_left_by_a_system(name))
+        for name in sorted(names):
+            stem, ending = os.path.splitext(name)
+            if ending.lower().lstrip(".") not in IMAGE_EXTENSIONS or is_left_by_a_system(name):
+                continue
+            path = os.path.relpath(os.path.join(root, name), folder)
+            if found.setdefault(stem, path) != path:
+                raise ShardError(f"{folder}: {found[stem]} and {path} are images of one key; keys must be unique.")
+    if not found:
+        raise ShardError(f"{folder} holds no image ({', '.join(IMAGE_EXTENSIONS)}).")
+    return found
 
 
 def _rows(posts: list[str], formats: list[str], account: Counter, options: dict) -> Iterator[Post]:

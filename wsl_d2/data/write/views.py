@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsl_d2.data.format.index import index_path, read_index
+from wsl_d2.data.format.index import ShardIndex, index_path, read_index
 from wsl_d2.data.format.labels import ShardLabels, label_index, read_labels, select_images, write_labels
 from wsl_d2.data.format.manifest import (
     MANIFEST,
@@ -39,6 +39,7 @@ class _Labelling:
     vocabulary: Vocabulary
     hashtags_column: str
     relabel: bool
+    split: tuple[float, str, int] | None
     stamps: dict[str, tuple[str, list[int]]]
 
 
@@ -50,6 +51,8 @@ def make_view(
     seed: int = 0,
     vocabulary: Vocabulary | None = None,
     hashtags_column: str | None = None,
+    held_out: float = 0.0,
+    part: str = "train",
     label_noise: float = 0.0,
     noise_seed: int = 0,
     workers: int = 1,
@@ -66,6 +69,8 @@ def make_view(
         seed: of the subset.
         vocabulary: labels the images anew from the raw hashtags in the indexes; the source's own if None.
         hashtags_column: the column to label them by; the source's own if None.
+        held_out: fraction of the images that the split of this seed holds out; 0 makes no split.
+        part: "train" for the images that are not held out, "val" for those that are.
         label_noise: this fraction of the labels is replaced by draws from their own distribution.
         noise_seed: of the noise.
         workers: processes.
@@ -81,6 +86,8 @@ def make_view(
     manifest = read_manifest(source)
     if not 0 <= label_noise <= 1:
         raise UserError(f"label noise is a fraction in [0, 1], got {label_noise}.")
+    if not 0 <= held_out < 1 or part not in ("train", "val"):
+        raise UserError(f"held_out is a fraction in [0, 1), part is train or val; got {held_out} and {part!r}.")
     if num_images is not None and num_images < 1:
         raise UserError(f"a subset has at least 1 image, got {num_images}.")
     if target.resolve() == source.resolve():
@@ -97,14 +104,16 @@ def make_view(
         "vocabulary": vocabulary.checksum,
         "hashtags_column": column,
         "num_images": num_images,
-        "seed": seed if num_images is not None else None,
+        "seed": seed if num_images is not None or held_out else None,
+        "held_out": [held_out, part] if held_out else None,
         "label_noise": [label_noise, noise_seed] if label_noise else None,
     }
     claim_folder(target, facts)
     if (target / MANIFEST).is_file():
         return read_manifest(target)
     names = [table.name(shard) for shard in range(len(table))]
-    shared = _Labelling(source, target, vocabulary, column, relabel, read_stamps(source))
+    split = (held_out, part, seed) if held_out else None
+    shared = _Labelling(source, target, vocabulary, column, relabel, split, read_stamps(source))
     sizes = list(_in_order(run_parts(_label_one, list(enumerate(names)), shared, workers=workers, unit="shard")))
     if num_images is not None:
         sizes = _keep_smallest(target, names, num_images, seed)
@@ -135,6 +144,10 @@ def _label_one(shared: _Labelling, item: tuple[int, str]) -> tuple[int, int]:
         labels = label_index(index, shared.vocabulary, shared.hashtags_column)
     else:
         labels = read_labels(shared.source / name)
+    if shared.split:
+        fraction, part, seed = shared.split
+        is_held_out = _hashes(index, labels, seed) < np.uint64(fraction * 2.0**64)
+        labels = select_images(labels, np.flatnonzero(is_held_out == (part == "val")))
     write_labels(shared.target / name, labels)
     return number, len(labels.rows)
 
@@ -161,7 +174,9 @@ def _add_noise(folder: Path, names: list[str], sizes: list[int], noise: LabelNoi
 
 def _keep_smallest(folder: Path, names: list[str], num_images: int, seed: int) -> list[int]:
     """Keeps the labels of a subset alone; returns how many images each shard has of it."""
-    hashes = [_hashes(folder / name, read_labels(folder / name), seed) for name in names]
+    hashes = [
+        _hashes(read_index(folder / name, with_hashtags=False), read_labels(folder / name), seed) for name in names
+    ]
     everything = np.concatenate(hashes)
     if num_images > len(everything):
         raise ShardError(
@@ -175,8 +190,8 @@ def _keep_smallest(folder: Path, names: list[str], num_images: int, seed: int) -
     return [int((values <= limit).sum()) for values in hashes]
 
 
-def _hashes(tar: Path, labels: ShardLabels, seed: int) -> np.ndarray:
+def _hashes(index: ShardIndex, labels: ShardLabels, seed: int) -> np.ndarray:
     """(N,) uint64 of a shard's labelled images."""
-    keys = read_index(tar, with_hashtags=False).keys[labels.rows].tolist()
+    keys = index.keys[labels.rows].tolist()
     digests = [hashlib.blake2b(key, digest_size=8, key=seed.to_bytes(8, "little")).digest() for key in keys]
     return np.frombuffer(b"".join(digests), np.uint64)
