@@ -77,9 +77,14 @@ def list_images(root: str | Path, files: Iterable[str] | None = None) -> tuple[l
     return [found[name] for name in sorted(found)], dict(sorted(skipped.items()))
 
 
+def is_left_by_a_system(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or one that operating systems, drives and editors leave."""
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
+
+
 def _hidden_part(name: str) -> str:
     """The part of a path that a system or editor made, "" if there is none."""
-    return next((part for part in name.split("/") if part.startswith(".") or part in _SYSTEM_FOLDERS), "")
+    return next(filter(is_left_by_a_system, name.split("/")), "")
 
 
 def _is_image(name: str, skipped: Counter[str]) -> bool:
