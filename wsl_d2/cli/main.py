@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 
-from wsl_d2.cli import data, hashtags, train
+from wsl_d2.cli import data, duplicates, hashtags, train
 from wsl_d2.cli.verb import Parser, Verb
 from wsl_d2.errors import UserError
 from wsl_d2.version import __version__
@@ -27,6 +27,7 @@ VERBS: dict[str, Verb | tuple[str, dict[str, Verb]]] = {
     "hashtags": ("hashtags, vocabularies, counts", hashtags.VERBS),
     "data": ("datasets of shards: making, checking, looking", data.VERBS),
     "train": train.TRAIN,
+    "duplicates": duplicates.DUPLICATES,
 }
 
 
