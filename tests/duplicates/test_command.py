@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from PIL import Image, ImageDraw
 from wsl_d2.cli.main import main
 from wsl_d2.duplicates import finder as finder_module
 from wsl_d2.duplicates import search as search_module
+
+FASTER = Path(__file__).resolve().parents[2] / "configs" / "Base-RCNN-FPN.yaml"
 
 
 @pytest.fixture()
@@ -75,6 +78,10 @@ def test_a_judgement_survives_without_its_pair(run, folders):
     run()
     assert {row["evaluation"] for row in rows(folders / "out" / "pairs.csv") if row["judged"] == "no"} == {
         "e0.jpg", "e5.jpg"}  # fmt: skip
+    (folders / "out" / "pairs.csv").write_text((folders / "out" / "pairs.csv").read_text().replace(",no\n", ",\n"))
+    for min_score in (0.98, 0.9999, 0.85):
+        run(min_score=min_score)
+    assert not any(row["judged"] for row in rows(folders / "out" / "pairs.csv"))  # taken back stays taken back
 
 
 def test_keys_that_a_spreadsheet_took_for_numbers(run, folders):
@@ -136,8 +143,9 @@ def rows_of_others(folders):
         (None, {"pretraining": "nowhere"}, "nowhere does not exist"),
         (None, {"output": "ev/e0.jpg"}, "ev/e0.jpg is no folder"),
         (None, {"min_score": 0.9, "weights": "x.pth"}, "--config-file and --weights belong together"),
-        (None, {"judged": "out/pairs.csv"}, "give either .* or --judged"),
+        (None, {"judged": "out/pairs.csv"}, "give either --judged and --correct alone, or"),
         (None, {"pretraining": "", "evaluation": "", "output": "", "judged": "x.csv"}, "--judged and --correct belong"),
+        (None, {"config_file": FASTER, "weights": "out/pairs.csv"}, "is of a GeneralizedRCNN; features need"),
         (None, {"output": ""}, "give --pretraining, --evaluation and --output"),
     ],
 )

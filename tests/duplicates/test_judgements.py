@@ -22,7 +22,8 @@ PLAIN = (
         PLAIN.replace(",", ";").replace(".", ",").replace("\n", ";\n").encode(),  # where the comma is in numbers
         b"sep=;\n" + PLAIN.replace(",", ";").encode(),
         ('"' + PLAIN.strip().replace(",", '","').replace("\n", '"\n"') + '"').encode(),
-        (PLAIN + ",,,,,\n\n").encode(),
+        (PLAIN + ",,,,, ,\n\n").encode(),
+        PLAIN.replace("\n", "\r").encode(),
         PLAIN.replace(",no\n", ", NO \n").replace(",yes\n", ",Y\n").encode(),
         PLAIN.replace(",no\n", ",n\n").replace(",yes\n", ",TRUE\n").encode(),
         b"Judged,pretraining,Evaluation\nno,p0,e0\nyes,p1,e1\n,p2,e2\n",

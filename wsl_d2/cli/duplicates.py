@@ -46,8 +46,8 @@ def duplicates(args: argparse.Namespace) -> None:
 
     inputs = (args.pretraining, args.evaluation, args.output)
     if args.judged or args.correct:
-        if any(inputs):
-            raise UserError("give either --pretraining, --evaluation and --output, or --judged and --correct.")
+        if any((*inputs, args.coco, args.config_file, args.weights)):
+            raise UserError("give either --judged and --correct alone, or --pretraining, --evaluation and --output.")
         if not (args.judged and args.correct):
             raise UserError("--judged and --correct belong together.")
         return _lower_bound(args.judged, args.correct)

@@ -9,6 +9,7 @@ import numpy as np
 
 from wsl_d2.duplicates.finder import Extractor
 from wsl_d2.duplicates.search import Features
+from wsl_d2.errors import UserError
 from wsl_d2.files import sha256_of
 
 
@@ -18,6 +19,9 @@ def backbone_features(config_file: str, weights: str) -> Features:
     Args:
         config_file: of the HashtagClassifier.
         weights: path or name of its backbone's weights.
+
+    Raises:
+        UserError: the config is of another model.
     """
     from detectron2.utils.file_io import PathManager
 
@@ -25,6 +29,8 @@ def backbone_features(config_file: str, weights: str) -> Features:
     from wsl_d2.config import load_config
 
     cfg = load_config(config_file, [])
+    if cfg.MODEL.META_ARCHITECTURE != "HashtagClassifier":
+        raise UserError(f"{config_file} is of a {cfg.MODEL.META_ARCHITECTURE}; features need a HashtagClassifier.")
     path = PathManager.get_local_path(weights)
     config = f"{cfg.MODEL.dump()}{cfg.INPUT.dump()}"
     facts = {"config": hashlib.sha256(config.encode()).hexdigest(), "weights": sha256_of(path)}

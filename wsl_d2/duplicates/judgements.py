@@ -71,12 +71,12 @@ def _check_names(path: str | Path, names: Sequence[str]) -> None:
 
 def _checked(place: str, names: Sequence[str], cells: Sequence[str]) -> Row:
     for column, cell in enumerate(cells):
-        if cell and not (column < len(names) and names[column]):
+        if cell.strip() and not (column < len(names) and names[column]):
             raise UserError(f"{place}, column {column + 1}: {cell!r} stands under no name.")
     row = dict.fromkeys(filter(None, names), "") | dict(zip(names, cells, strict=False))
     row.pop("", None)
     for name in _NEEDED[:2]:
-        if not row[name]:
+        if not row[name].strip():
             raise UserError(f"{place}, column {name} is empty.")
     answer = _ANSWERS.get(row["judged"].strip().lower())
     if answer is None:

@@ -142,7 +142,7 @@ def find_duplicates(
     rows = {}
     for pair, row in _rows(pairs, f"{images}-{digest([facts['features'], min_score], 8)}"):
         rows[pair] = {"judged": ""} | judgements.get(pair, {}) | row
-    if judgements:
+    if judgements or tables[0].is_file():
         write_rows(tables[0], [rows.get(pair, row) for pair, row in judgements.items()])
     write_rows(tables[1], list(rows.values()))
     if pairs:
