@@ -14,7 +14,7 @@ ALLOWED_ROOMS = {
     "analysis": set(),
     "study": {"analysis"},
     "report": {"analysis", "study"},
-    "duplicates": {"data"},
+    "duplicates": {"data", "config", "checkpoint"},
     "config": set(),
     "data": {"hashtags", "config"},
     "modeling": {"config"},

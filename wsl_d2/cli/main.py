@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 
-from wsl_d2.cli import data, hashtags, pretrain, probe, train
+from wsl_d2.cli import data, duplicates, hashtags, pretrain, probe, train
 from wsl_d2.cli.verb import Parser, Verb
 from wsl_d2.errors import UserError
 from wsl_d2.version import __version__
@@ -29,6 +29,7 @@ VERBS: dict[str, Verb | tuple[str, dict[str, Verb]]] = {
     "pretrain": pretrain.PRETRAIN,
     "train": train.TRAIN,
     "probe": probe.PROBE,
+    "duplicates": duplicates.DUPLICATES,
 }
 
 

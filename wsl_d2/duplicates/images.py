@@ -1,0 +1,168 @@
+"""Sets of images: a dataset of shards, a folder of image files, or those that a COCO annotation file lists."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from wsl_d2.data.format.manifest import MANIFEST, VOCABULARY
+from wsl_d2.data.format.tar import IMAGE_EXTENSIONS
+from wsl_d2.data.remote import is_url
+from wsl_d2.data.write.class_folders import is_left_by_a_system
+from wsl_d2.errors import UserError
+
+PROGRESS, SHEET = "progress.json", "contact_sheet.png"  # of a folder of results
+_ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+
+
+class Images(Sequence[tuple[str, bytes]]):
+    """(key, encoded image) by number; an image is read when it is asked for.
+
+    Args:
+        place: folder, file or URL, for messages.
+        length: number of images.
+        read: number -> (key, encoded image).
+        digest: of all keys and contents, where one is known without reading them.
+        skipped: kind -> number of files and folders that were passed over.
+    """
+
+    def __init__(
+        self,
+        place: str | Path,
+        length: int,
+        read: Callable[[int], tuple[str, bytes]],
+        digest: str = "",
+        skipped: Mapping[str, int] | None = None,
+    ):
+        self.place = str(place)
+        self.skipped = dict(sorted((skipped or {}).items()))
+        self._length = length
+        self._read = read
+        self._digest = digest
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, number):
+        if not 0 <= number < self._length:
+            raise IndexError(number)
+        return self._read(number)
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """The number of images, and a SHA-256 of their keys and contents."""
+        if self._digest:
+            return {"images": len(self), "sha256": self._digest}
+        digest = hashlib.sha256()
+        for key, data in tqdm(self, unit="image", desc=f"checksums of {self.place}", disable=None):
+            digest.update(json.dumps([key, hashlib.sha256(data).hexdigest()]).encode())
+        return {"images": len(self), "sha256": digest.hexdigest()}
+
+
+def open_images(folder: str | Path, annotations: str | Path | None = None) -> Images:
+    """Opens a folder of shards or its URL, a folder of image files, or the images of a COCO annotation file in it.
+
+    Raises:
+        UserError: there is no such folder, or no image in it.
+    """
+    if is_url(folder) and not annotations:
+        return _images_of_dataset(folder)
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"{folder} {'is no folder' if path.exists() else 'does not exist'}.")
+    if annotations:
+        return _images_of_coco(annotations, path)
+    is_dataset = (path / MANIFEST).is_file() and (path / VOCABULARY).is_file()
+    return _images_of_dataset(path) if is_dataset else _images_of_folder(path)
+
+
+def _images_of_dataset(folder: str | Path) -> Images:
+    from wsl_d2.data.read.dataset import HashtagDataset  # takes seconds to import
+
+    dataset = HashtagDataset(folder)
+
+    def read(number: int) -> tuple[str, bytes]:
+        sample = dataset[number]
+        return sample["key"], sample["image"]
+
+    digest = hashlib.sha256(f"{dataset.shards_sha256} {dataset.labels_sha256}".encode()).hexdigest()
+    return Images(folder, len(dataset), read, digest)
+
+
+def _images_of_folder(folder: Path) -> Images:
+    skipped: Counter[str] = Counter()
+    keys = sorted(_image_files(folder, skipped))
+    if not keys:
+        left_out = ", ".join(f"{number:,} {kind}" for kind, number in sorted(skipped.items()))
+        raise UserError(
+            f"{folder} holds no image ({', '.join(_ENDINGS)}) and is no finished dataset of shards; "
+            f"skipped: {left_out or 'nothing'}."
+        )
+    return Images(folder, len(keys), lambda number: (keys[number], (folder / keys[number]).read_bytes()), "", skipped)
+
+
+def _image_files(root: Path, skipped: Counter[str]) -> Iterator[str]:
+    """Yields paths below a folder. Each folder is entered once, by its own path rather than a link if it has both."""
+    entered: set[tuple[int, int]] = set()
+    waiting = [str(root)]
+    while waiting:
+        for folder, names, files in os.walk(waiting.pop(0), onerror=_raise):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in entered:
+                skipped["folder that is linked more than once"] += 1
+                names.clear()
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            skipped.update(f"folder {name}" for name in names if is_left_by_a_system(name))
+            names[:] = sorted(name for name in names if not is_left_by_a_system(name))
+            waiting += [path for path in (os.path.join(folder, name) for name in names) if os.path.islink(path)]
+            for name in files:
+                path = os.path.join(folder, name)
+                key = Path(path).relative_to(root).as_posix()
+                if reason := _reason_to_skip(path, PROGRESS in files):
+                    skipped[reason] += 1
+                elif key != key.encode("utf-8", "ignore").decode():
+                    skipped["name that is not UTF-8"] += 1
+                else:
+                    yield key
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _reason_to_skip(path: str, beside_results: bool) -> str:
+    """Why a file is none of the images, "" if it is one."""
+    name = os.path.basename(path)
+    ending = os.path.splitext(name)[1].lower()
+    if is_left_by_a_system(name):
+        return "hidden file"
+    if not os.path.isfile(path):
+        return "broken link" if os.path.islink(path) else "file that is none"
+    if ending not in _ENDINGS:
+        return f"{ending} file" if ending else "file without an ending"
+    return "contact sheet of a search" if name == SHEET and beside_results else ""
+
+
+def _images_of_coco(annotations: str | Path, folder: Path) -> Images:
+    try:
+        listed = json.loads(Path(annotations).read_bytes())["images"]
+        names = [image.get("file_name") for image in listed]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{annotations} is no COCO annotation file ({error!r}).") from error
+    if not names:
+        raise UserError(f"{annotations} lists no image.")
+    for number, name in enumerate(names, start=1):
+        if not isinstance(name, str):
+            raise UserError(f"{annotations}: image {number} of the list has no file_name.")
+        if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
+            raise UserError(f"{annotations}: file name {name!r} leads out of {folder}; refused.")
+    return Images(folder, len(names), lambda number: (names[number], (folder / names[number]).read_bytes()))
