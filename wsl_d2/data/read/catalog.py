@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 
 from wsl_d2.data.read.dataset import HashtagDataset
+from wsl_d2.data.read.detection import load_coco_dataset
 from wsl_d2.data.read.store import is_url
 
 
@@ -35,7 +35,8 @@ def register_hashtag_dataset(name: str, folder: str | Path) -> None:
 
 
 def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Path) -> None:
-    """Registers a COCO-format dataset under ``name``; registering the same one again does nothing.
+    """Registers a dataset in COCO's format under ``name``, as :func:`load_coco_dataset` reads it; registering the
+    same one again does nothing.
 
     Raises:
         ValueError: the name is taken by another dataset.
@@ -46,7 +47,8 @@ def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Pa
         if (metadata.get("json_file", None), metadata.get("image_root", None)) == (json_file, image_root):
             return
         raise ValueError(f"dataset name {name!r} is already registered for something else; choose another name.")
-    register_coco_instances(name, {}, json_file, image_root)
+    DatasetCatalog.register(name, lambda: load_coco_dataset(json_file, image_root, name))
+    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco")
 
 
 def register_datasets(cfg) -> None:
