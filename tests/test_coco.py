@@ -321,7 +321,11 @@ def change_annotation(**values):
         (change_annotation(segmentation="mask.png"), "has the segmentation mask.png; it must be polygons or RLE"),
         (change_annotation(segmentation={"size": [240, 240]}), "has the segmentation .* it must be polygons or RLE"),
         (change_annotation(segmentation={"size": [9, 8], "counts": [72]}), r"mask of \[9, 8\] pixels .* \[240, 240\]"),
-        (change_annotation(keypoints=[1, 2]), "they must be x, y, visibility"),
+        (change_annotation(segmentation={"size": [240, 240], "counts": [9]}), "must be polygons or RLE of all pixels"),
+        (change_annotation(segmentation={"size": [240, 240], "counts": ["a"]}), "be polygons or RLE of all pixels"),
+        (change_annotation(keypoints=[1, 2]), r"they must be \[x, y, visibility"),
+        (change_annotation(keypoints=3), r"has the keypoints 3; they must be"),
+        (change_annotation(ignore=float("inf")), "has ignore inf; it must be 0 or 1"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path, world, change, message):
@@ -353,6 +357,18 @@ def test_what_is_no_annotation_file_is_said(tmp_path, text, message):
         read_coco(tmp_path / "absent.json")
 
 
+def test_detections_in_memory_may_hold_arrays_and_bytes(tmp_path, world):
+    contents, detections = world
+    path = write(tmp_path, contents)
+    found = copy.deepcopy(detections)
+    for row in found:
+        row["image_id"], row["score"] = np.int64(row["image_id"]), np.float64(row["score"])
+        row["bbox"] = np.array(row["bbox"])
+        row["segmentation"]["counts"] = row["segmentation"]["counts"].encode()
+    for iou_type in ("bbox", "segm"):
+        assert (our_stats(path, found, iou_type) == our_stats(path, detections, iou_type)).all()
+
+
 def test_a_byte_order_mark_is_no_hindrance(tmp_path, world):
     contents, _ = world
     path = tmp_path / "bom.json"
@@ -370,6 +386,7 @@ def test_a_byte_order_mark_is_no_hindrance(tmp_path, world):
         ({"image_id": 999}, "hold detections on 1 images that the ground truth lacks, such as image_id 999"),
         ({"category_id": None}, "hold detections on 1 categories that the ground truth lacks, .* None"),
         ({"segmentation": {"size": [9, 8], "counts": "abc"}}, "has a mask of"),
+        ({"keypoints": True}, "has the keypoints True"),
     ],
 )
 def test_detections_that_cannot_be_read_are_named(tmp_path, world, change, message):

@@ -101,10 +101,11 @@ class GroundTruth(COCO):
         categories, self.categories = self._distinct(self._rows(contents, "categories"), "category")
         if not categories:
             raise CocoError(f"{source} has no categories.")
-        shared = {name for name, number in Counter(row.get("name") for row in categories).items() if number > 1}
-        for row in categories:
-            row["name"] = str(row["id"] if row.get("name") is None else row["name"])
-            if shared and row["name"] in shared:
+        names = [str(row["id"] if row.get("name") is None else row["name"]) for row in categories]
+        occurrences = Counter(names)
+        for row, name in zip(categories, names, strict=True):
+            row["name"] = name
+            if occurrences[name] > 1:
                 row["name"] += f" ({row['id']})"
                 self.changes["categories of the same name are told apart by their ids"] += 1
         self.has_annotations = "annotations" in contents
@@ -175,7 +176,7 @@ class GroundTruth(COCO):
                 self.changes["annotations without iscrowd are no crowds"] += 1
             try:
                 flags[key] = int(value or 0)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 flags[key] = -1
             if flags[key] not in (0, 1):
                 raise CocoError(f"{where} has {key} {value!r}; it must be 0 or 1.")
@@ -191,7 +192,7 @@ class GroundTruth(COCO):
             if not mask:  # which Detectron2 leaves out of training
                 self.changes["annotations have polygons of fewer than 3 points alone, and so no mask"] += 1
         is_measurable = mask and (isinstance(mask, dict) or None not in size)
-        box = row.get("bbox")
+        box = _as_list(row.get("bbox"))
         if not box and is_measurable:
             box = mask_api.toBbox(_rle(mask, size)).tolist()
             self.changes["boxes are worked out from masks"] += 1
@@ -200,10 +201,7 @@ class GroundTruth(COCO):
         if not _are_numbers(box, 4) or box[2] < 0 or box[3] < 0:
             raise CocoError(f"{where} has the box {_short(box)}; it must be [x, y, width, height] in pixels.")
         row["bbox"] = box
-        keypoints = row.pop("keypoints", None)
-        if keypoints:
-            if not _are_numbers(keypoints, len(keypoints)) or len(keypoints) % 3:
-                raise CocoError(f"{where} has the keypoints {_short(keypoints)}; they must be x, y, visibility, x, ...")
+        if keypoints := _checked_keypoints(row.pop("keypoints", None), where):
             row["keypoints"] = keypoints
             if not isinstance(row.get("num_keypoints"), int):
                 row["num_keypoints"] = sum(visible > 0 for visible in keypoints[2::3])
@@ -333,19 +331,17 @@ def read_results(ground_truth: GroundTruth, results: Sequence[dict] | str | Path
         where = f"{source}: detection {place} on image {row['image_id']!r}"
         if not _are_numbers([found["score"]], 1):
             raise CocoError(f"{where} has the score {found['score']!r}; it must be a number.")
-        if row.get("bbox"):
-            if not _are_numbers(row["bbox"], 4):
-                raise CocoError(f"{where} has the box {_short(row['bbox'])}; it must be [x, y, width, height].")
-            found["bbox"] = row["bbox"]
+        if box := _as_list(row.get("bbox")):
+            if not _are_numbers(box, 4):
+                raise CocoError(f"{where} has the box {_short(box)}; it must be [x, y, width, height].")
+            found["bbox"] = box
         if mask := _checked_mask(row.get("segmentation"), size, where):
             if isinstance(mask, list) and None in size:
                 raise CocoError(f"{where} has polygons, but the image has no height and width in the ground truth.")
             found["segmentation"] = _rle(mask, size)
             if "bbox" not in found:
                 found["bbox"] = mask_api.toBbox(found["segmentation"]).tolist()
-        if keypoints := row.get("keypoints"):
-            if not _are_numbers(keypoints, len(keypoints)) or len(keypoints) % 3:
-                raise CocoError(f"{where} has the keypoints {_short(keypoints)}; they must be x, y, score, x, ...")
+        if keypoints := _checked_keypoints(row.get("keypoints"), where):
             found["keypoints"] = keypoints
         if not found.keys() & _FIELDS.values():
             raise CocoError(f"{where} has no bbox, segmentation or keypoints.")
@@ -469,6 +465,10 @@ def _as_text(value) -> str:
     return str(value if (number := _whole(value)) is None else number)
 
 
+def _as_list(value):
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
 def _are_numbers(values, length: int) -> bool:
     try:
         return isinstance(values, list | tuple) and len(values) == length and math.isfinite(sum(values))
@@ -481,19 +481,36 @@ def _short(value) -> str:
     return text if len(text) < 80 else f"{text[:76]} ..."
 
 
+def _checked_keypoints(keypoints, where: str) -> list | None:
+    keypoints = _as_list(keypoints)
+    if not keypoints:
+        return None
+    if not isinstance(keypoints, list) or not _are_numbers(keypoints, len(keypoints)) or len(keypoints) % 3:
+        raise CocoError(f"{where} has the keypoints {_short(keypoints)}; they must be [x, y, visibility, x, ...].")
+    return keypoints
+
+
 def _checked_mask(mask, size: tuple, where: str):
     """Returns RLE as a mapping, polygons of 3 points and more as a list of lists, None where there is nothing."""
     if not mask:
         return None
-    if isinstance(mask, dict) and isinstance(mask.get("counts"), str | list) and _are_numbers(mask.get("size"), 2):
+    if (
+        isinstance(mask, dict)
+        and isinstance(mask.get("counts"), str | bytes | list)
+        and _are_numbers(mask.get("size"), 2)
+    ):
         if None not in size and tuple(mask["size"]) != size:
             raise CocoError(f"{where} has a mask of {mask['size']} pixels (height, width) on an image of {list(size)}.")
-        return mask
+        runs = mask["counts"]
+        if isinstance(runs, str | bytes) or (
+            _are_numbers(runs, len(runs)) and min(runs) >= 0 and sum(runs) == mask["size"][0] * mask["size"][1]
+        ):
+            return mask
     if isinstance(mask, list):
         polygons = [mask] if _are_numbers(mask, len(mask)) else mask
         if all(isinstance(polygon, list) and _are_numbers(polygon, len(polygon)) for polygon in polygons):
             return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
-    raise CocoError(f"{where} has the segmentation {_short(mask)}; it must be polygons or RLE.")
+    raise CocoError(f"{where} has the segmentation {_short(mask)}; it must be polygons or RLE of all pixels.")
 
 
 def _rle(mask, size: tuple) -> dict:

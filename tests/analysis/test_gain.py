@@ -55,6 +55,8 @@ def test_paired_without_image_noise_it_is_the_t_test_of_pairs():
     pairs = stats.ttest_rel(after, before)
     np.testing.assert_allclose(gain["method_interval"], pairs.confidence_interval(0.95))
     assert gain["method_p_value"] == pytest.approx(pairs.pvalue)
+    with pytest.raises(ValueError, match="pairs need 3 runs or more, as many on each side; got 2 and 3"):
+        gain_of(runs(*before[:2]), runs(*after), paired=True)
 
 
 def test_without_seed_noise_it_is_normal_over_images():
@@ -73,17 +75,31 @@ def test_both_variances_add_up_with_satterthwaites_degrees_of_freedom():
     np.testing.assert_allclose(gain["method_interval"], [5 - half, 5 + half])
 
 
-def test_what_images_do_to_one_run_alone_is_not_counted_twice():
-    """It is in the spread of the points already."""
-    own = noise(1.0, shape=(2, 500))
+def uncorrelated(sd, seed=0):
+    """What images do to each of two runs alone, of exactly this standard deviation."""
+    own = noise(sd, seed, shape=(2, 500))
     own[1] -= own[0] * (own[0] @ own[1]) / (own[0] @ own[0])
-    own[1] /= own[1].std(ddof=1)
-    gain = gain_of(runs(10, 10), runs(13, 15, noise=noise(0.5, seed=1), own=own))
-    points_only = math.sqrt(2 / 2)
+    own[1] *= sd / own[1].std(ddof=1)
+    return own
+
+
+def test_what_images_do_to_one_run_alone_is_not_counted_twice():
+    """The points' spread of 2 is a variance of 1 by images, so of 1 by seeds."""
+    gain = gain_of(runs(10, 10), runs(13, 15, own=uncorrelated(1.0)))
+    assert gain["run_image_sds"] == pytest.approx([0, 1]) and gain["seed_sds"] == pytest.approx([0, 1])
     half = (gain["method_interval"][1] - gain["method_interval"][0]) / 2
-    assert gain["image_sd"] == pytest.approx(0.5, rel=0.1)
-    twice = 0.25 + 2 / 2 + 1 / 2
-    assert points_only < half / stats.t.ppf(0.975, gain["degrees_of_freedom"]) < math.sqrt(twice)
+    freedom = 1**2 / (2 / 2 * 1 / 2)  # the spread of 2 counts by half
+    assert gain["degrees_of_freedom"] == pytest.approx(freedom)
+    assert half == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(2 / 2))
+
+
+def test_runs_that_agree_by_chance_do_not_make_it_narrower_than_over_images():
+    before, after = runs(10, 10, own=uncorrelated(1.0)), runs(11, 11.1, own=uncorrelated(1.0, seed=5))
+    gain = gain_of(before, after)
+    gains = np.mean([run.replicates for run in after], axis=0) - np.mean([run.replicates for run in before], axis=0)
+    low, high = gain["method_interval"]
+    assert gain["seed_sds"] == [0, 0] and gains.std(ddof=1) > 0.8
+    assert (high - low) / 2 >= stats.norm.ppf(0.975) * gains.std(ddof=1) * (1 - 1e-9)
 
 
 def test_a_spread_to_assume_stands_in_for_single_runs():

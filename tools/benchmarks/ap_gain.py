@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from wsl_d2.analysis.ap_gain import METRICS, bootstrap_evaluation, class_gains, draw_counts, gain_between
 from wsl_d2.analysis.errors import error_dap
-from wsl_d2.analysis.matches import evaluate
+from wsl_d2.analysis.matches import as_ground_truth, evaluate
 
 _WIDTH, _HEIGHT = 640, 480
 
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--resamples", type=int, default=1000)
     args = parser.parse_args(arguments)
     rng = np.random.default_rng(0)
-    coco = make_ground_truth(args, rng)
+    coco = as_ground_truth(make_ground_truth(args, rng))
     sides = [make_detections(args, coco, rng, jitter) for jitter in (0.10, 0.08)]
     counts = draw_counts(args.images, args.resamples, 0)
     seconds = {"evaluation by pycocotools": 0.0, "resampling": 0.0, "dAP of errors, resampled": 0.0}

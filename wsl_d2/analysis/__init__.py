@@ -1,4 +1,4 @@
-"""Reads finished runs from their folders: AP gains with their uncertainty, and the page that shows them."""
+"""Reads finished runs from their folders: AP gains with their uncertainty, growth with the number of images."""
 
 from wsl_d2.analysis.ap_gain import METRICS, bootstrap_ap, gain_between, paired_bootstrap
 from wsl_d2.analysis.compare import compare_runs

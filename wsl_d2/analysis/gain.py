@@ -1,19 +1,20 @@
 """The gain of one set of runs over another, and what it is uncertain about.
 
 Two questions have two intervals. "These models, on other images": the paired bootstrap over images. "This pretraining,
-trained again, on other images": for that, the values of run j on a side are taken as
+trained again, on other images": for that, the value of run j of a side is taken as
 
-    value(j, images) = mean + seed(j) + side(images) + both(j, images)
+    mean + seed_j + images_of_side + images_of_run_j
 
-The bootstrap estimates of all runs share the draws of images, so their mean over runs varies by ``side`` and a k-th of
-``both``. The points of all runs are of the same images, so their spread over runs is that of ``seed`` and ``both``, and
-``side`` is not in it. Hence
+The bootstrap estimates of all runs share the draws of images. Their mean over k runs varies by ``images_of_side`` and a
+k-th of ``images_of_run``; how much they differ from each other is ``images_of_run``. The points are all of the same
+images: their spread s2 over runs is ``seed`` and ``images_of_run``, and nothing of ``images_of_side``. So
 
-    variance of the gain = (bootstrap variance of the means' difference - both / k of each side) + spread / k of each
-    side,
+    variance of the gain = bootstrap variance of the difference of the means
+                           + max(0, s2 - images_of_run) / k of each side
 
-where ``both`` is how much the runs' bootstrap estimates differ beyond their means. The first part is known well, a
-spread with k - 1 degrees of freedom; those of the sum are Satterthwaite's (Biometrics Bulletin 2, 1946).
+and what images do to a run is not counted twice, nor can the interval be narrower than that over images alone. The
+spread has k - 1 degrees of freedom; the sum has Satterthwaite's (Biometrics Bulletin 2, 1946), in which the spread
+counts by the share of it that is the seeds'. `tools/benchmark.py coverage` shows how often the interval covers.
 """
 
 from __future__ import annotations
@@ -55,17 +56,23 @@ def gain_of(
         baseline, candidate: one estimate a run.
         seed: not used, nothing is drawn here.
         seed_sd: standard deviation between training seeds to assume, in points, for a side with a single run.
-        paired: whether the n-th runs of both sides belong together, as those of one seed. That pays where seeds
-            explain much of the spread (a correlation above 0.6 with 3 pairs, 0.3 with 5); else it costs width.
+        paired: whether the n-th runs of both sides belong together, as those of one seed; at least 3 pairs. It pays
+            where seeds explain much of the spread (a correlation above 0.6 with 3 pairs, 0.3 with 5); else it costs
+            width. Two pairs would cover 87% where seeds outweigh images.
 
     Returns:
         "baseline", "candidate" (means over runs), "gain", in points; "num_runs" of the two sides;
         "interval": 95%, of these models on other images (percentiles of the paired bootstrap), with "p_value",
         two-sided, and "probability_of_gain"; "method_interval": 95%, of this pretraining trained again, on other
-        images, with "method_p_value", both None with a single run on a side unless ``seed_sd`` is given; what the
-        second consists of: "image_sd" of the gain and "seed_sds" of the runs of each side (of the pairs, if paired),
-        None where unknown, and "degrees_of_freedom".
+        images, with "method_p_value" and "degrees_of_freedom" (None: infinite), all None with a single run on a side
+        unless ``seed_sd`` is given; and the standard deviations that it is made of: "image_sd" of the gain, and for
+        the runs of each side (or the pairs) "seed_sds" and "run_image_sds", None where unknown.
+
+    Raises:
+        ValueError: pairs that are none.
     """
+    if paired and not len(baseline) == len(candidate) >= 3:
+        raise ValueError(f"pairs need 3 runs or more, as many on each side; got {len(baseline)} and {len(candidate)}.")
     sides = [(np.array([run.point for run in runs]), np.stack([run.replicates for run in runs])) for runs in
              (baseline, candidate)]  # fmt: skip
     means = [float(points.mean()) for points, _ in sides]
@@ -75,32 +82,43 @@ def gain_of(
     gains = gains[is_defined]
     result = {"baseline": means[0], "candidate": means[1], "gain": gain, "num_runs": [len(p) for p, _ in sides]}
     result |= _over_images(gains if math.isfinite(gain) else gains[:0])
-    unknown = {"method_interval": None, "method_p_value": None, "image_sd": None, "seed_sds": None}
-    result |= unknown | {"degrees_of_freedom": None}
+    unknown = ("method_interval", "method_p_value", "degrees_of_freedom", "image_sd", "seed_sds", "run_image_sds")
+    result |= dict.fromkeys(unknown)
     if len(gains) < 2 or not math.isfinite(gain):
         return result
     groups = [(points, replicates[:, is_defined]) for points, replicates in sides]
     if paired:
         groups = [(groups[1][0] - groups[0][0], groups[1][1] - groups[0][1])]
-    parts: list[tuple[float, int, float]] = []
-    both = 0.0
-    for points, replicates in groups:
-        runs = len(points)
-        if runs > 1:
-            deviations = replicates - replicates.mean(axis=1, keepdims=True)
-            both += float(deviations.var(axis=0, ddof=1).mean()) / runs
-            parts.append((float(points.var(ddof=1)), runs, runs - 1))
-        elif seed_sd is not None:
-            parts.append((seed_sd**2 * (1 + paired), 1, math.inf))
-    image_variance = max(0.0, float(gains.var(ddof=1)) - both)
-    result["image_sd"] = math.sqrt(image_variance)
+    parts = [part for points, replicates in groups if (part := _spread(points, replicates, seed_sd))]
+    image_variance = float(gains.var(ddof=1))
     if len(parts) == len(groups):
+        image_variance = max(0.0, image_variance - sum(part.image_variance / part.runs for part in parts))
         half_width, error, freedom = _half_width(image_variance, parts)
         result["method_interval"] = [gain - half_width, gain + half_width]
         result["method_p_value"] = float(2 * stats.t.sf(abs(gain) / error, freedom)) if error else float(gain == 0)
-        result["seed_sds"] = [math.sqrt(variance) for variance, _, _ in parts]
         result["degrees_of_freedom"] = freedom if math.isfinite(freedom) else None
+        result["seed_sds"] = [math.sqrt(part.seed_variance) for part in parts]
+        result["run_image_sds"] = [math.sqrt(part.image_variance) for part in parts]
+    result["image_sd"] = math.sqrt(image_variance)
     return result
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """Of the runs of a side: variance between seeds, and of what images do to a run alone; degrees of freedom."""
+
+    seed_variance: float
+    image_variance: float
+    runs: int
+    freedom: float
+
+
+def _spread(points: np.ndarray, replicates: np.ndarray, seed_sd: float | None) -> _Spread | None:
+    if len(points) == 1:
+        return None if seed_sd is None else _Spread(seed_sd**2, 0.0, 1, math.inf)
+    deviations = replicates - replicates.mean(axis=1, keepdims=True)
+    of_images = float(deviations.var(axis=0, ddof=1).sum()) / (replicates.shape[1] - 1)
+    return _Spread(max(0.0, float(points.var(ddof=1)) - of_images), of_images, len(points), len(points) - 1)
 
 
 def _over_images(gains: np.ndarray) -> dict:
@@ -116,16 +134,14 @@ def _over_images(gains: np.ndarray) -> dict:
     }
 
 
-def _half_width(image_variance: float, parts: list[tuple[float, int, float]]) -> tuple[float, float, float]:
-    """Returns (half width of the 95% interval, standard error, degrees of freedom).
-
-    Args:
-        parts: (variance between runs, number of runs, its degrees of freedom) of each side.
-    """
-    seeds = [(variance / runs, freedom) for variance, runs, freedom in parts]
-    total = image_variance + sum(variance for variance, _ in seeds)
-    spread = sum(variance**2 / freedom for variance, freedom in seeds)
-    freedom = total**2 / spread if spread > 0 else math.inf
+def _half_width(image_variance: float, parts: Sequence[_Spread]) -> tuple[float, float, float]:
+    """Returns (half width of the 95% interval, standard error, degrees of freedom)."""
+    spreads = [part.seed_variance + part.image_variance for part in parts]
+    total = image_variance + sum(spread / part.runs for spread, part in zip(spreads, parts, strict=True))
+    uncertain = sum(
+        spread * part.seed_variance / part.runs**2 / part.freedom for spread, part in zip(spreads, parts, strict=True)
+    )
+    freedom = total**2 / uncertain if uncertain > 0 else math.inf
     error = math.sqrt(total)
     return float(stats.t.ppf(0.975, freedom)) * error, error, freedom
 
@@ -159,19 +175,26 @@ def what_would_settle(gain: dict, num_images: int) -> dict[str, dict[str, int | 
     answers = {"exclude_0": dict(nothing), "half_as_wide": dict(nothing)}
     if gain["image_sd"] is None:
         return answers
-    image_variance = gain["image_sd"] ** 2
-    variances = [sd**2 for sd in gain["seed_sds"] or []]
-    numbers = gain["num_runs"] if len(variances) == 2 else gain["num_runs"][:1]
-    known = [(v, n, n - 1 if n > 1 else math.inf) for v, n in zip(variances, numbers, strict=False)]
-    targets = {"exclude_0": abs(gain["gain"]), "half_as_wide": _half_width(image_variance, known)[0] / 2}
-    for name, target in targets.items():
-        enough = target * (1 - 1e-9) if name == "exclude_0" else target * (1 + 1e-9)
-        for runs in range(max(2, *gain["num_runs"]), _MOST_RUNS + 1) if variances else ():
-            if _half_width(image_variance, [(variance, runs, runs - 1) for variance in variances])[0] < enough:
+    seed_sds, run_image_sds = gain["seed_sds"] or [], gain["run_image_sds"] or []
+
+    def half_width(images: float = 1.0, runs: int = 0) -> float:
+        """With so many times the images, and so many runs a side instead of those that there are."""
+        parts = []
+        for seed_sd, image_sd, number in zip(seed_sds, run_image_sds, gain["num_runs"], strict=False):
+            freedom = (runs or number) - 1 or math.inf  # of one run the spread is assumed
+            parts.append(_Spread(seed_sd**2, image_sd**2 / images, runs or number, freedom))
+        return _half_width(gain["image_sd"] ** 2 / images, parts)[0]
+
+    for name, enough in (
+        ("exclude_0", abs(gain["gain"]) * (1 - 1e-9)),
+        ("half_as_wide", half_width() / 2 * (1 + 1e-9)),
+    ):
+        for runs in range(max(2, *gain["num_runs"]), _MOST_RUNS + 1) if seed_sds else ():
+            if half_width(runs=runs) < enough:
                 answers[name]["runs"] = runs
                 break
         for factor in np.geomspace(1, _MOST_IMAGES, 201):
-            if _half_width(image_variance / factor, known)[0] < enough:
+            if half_width(images=factor) < enough:
                 answers[name]["images"] = _two_digits(num_images * factor)
                 break
     return answers

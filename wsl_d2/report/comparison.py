@@ -22,6 +22,7 @@ from wsl_d2.report.plots import (
 
 _COLUMNS = ("AP", "AP50", "AP75")
 _FEW_OBJECTS = 30
+_INTERVALS = "<figcaption>95% intervals: thick over images, thin over images and training seeds.</figcaption>"
 _WITHOUT = {"APs": "no small objects", "APm": "no medium objects", "APl": "no large objects"}
 
 
@@ -166,7 +167,7 @@ def _tables(comparison: dict) -> list[str]:
     parts.append("<p>AP in points, 0 to 100; ± is the standard deviation between seeds. Baselines are shaded.</p>")
     if not comparison["gains"]:
         return parts
-    parts.append(f"<h2>Gains</h2><figure>{plot_gains(comparison)}</figure>")
+    parts.append(f"<h2>Gains</h2><figure>{plot_gains(comparison)}{_INTERVALS}</figure>")
     rows = []
     for row in comparison["gains"]:
         for iou_type in iou_types:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from wsl_d2.coco import CocoError
 from wsl_d2.data.read.dataset import HashtagDataset
 from wsl_d2.data.read.detection import load_coco_dataset
 from wsl_d2.data.read.store import is_url
@@ -39,14 +40,14 @@ def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Pa
     same one again does nothing.
 
     Raises:
-        ValueError: the name is taken by another dataset.
+        CocoError: the name is taken by another dataset.
     """
     json_file, image_root = str(json_file), str(image_root)
     if name in DatasetCatalog.list():
         metadata = MetadataCatalog.get(name)
         if (metadata.get("json_file", None), metadata.get("image_root", None)) == (json_file, image_root):
             return
-        raise ValueError(f"dataset name {name!r} is already registered for something else; choose another name.")
+        raise CocoError(f"dataset name {name!r} is already registered for something else; choose another name.")
     DatasetCatalog.register(name, lambda: load_coco_dataset(json_file, image_root, name))
     MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco")
 
@@ -65,5 +66,5 @@ def register_datasets(cfg) -> None:
         register_hashtag_dataset(row[0], row[1] if is_url(row[1]) else root / row[1])
     for row in cfg.DATASETS.COCO_FOLDERS:
         if len(row) != 3:
-            raise ValueError(f"a row of DATASETS.COCO_FOLDERS is [name, annotation json, image folder], got {row}.")
+            raise CocoError(f"a row of DATASETS.COCO_FOLDERS is [name, annotation json, image folder], got {row}.")
         register_coco_dataset(row[0], root / row[1], root / row[2])

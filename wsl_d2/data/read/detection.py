@@ -37,8 +37,8 @@ def load_coco_dataset(json_file: str | Path, image_root: str | Path, dataset_nam
     for image_id in sorted(truth.imgs):
         image = truth.imgs[image_id]
         original = truth.images.original(image_id)
-        for key in ("file_name", "height", "width"):
-            if not image.get(key):
+        for key, kind in (("file_name", str), ("height", int), ("width", int)):
+            if not image.get(key) or not isinstance(image[key], kind):
                 raise CocoError(f"{json_file}: image {original!r} has the {key} {image.get(key)!r}; training needs it.")
         objects = []
         for row in truth.imgToAnns[image_id]:
