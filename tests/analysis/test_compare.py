@@ -150,6 +150,10 @@ def test_seeds_give_verdicts_about_the_method(runs):
     assert row["bbox"]["AP"]["seed_sds"] == [0.3, 0.3] and "whose spread is assumed" in describe_gain(row, "bbox")
     with pytest.raises(RunError, match="between seeds is -1; it must not be negative"):
         compare_runs(one, runs / "gt.json", ["imagenet"], 50, seed_sd=-1)
+    with pytest.raises(RunError, match="the seed of the bootstrap is -3"):
+        compare_runs(one, runs / "gt.json", ["imagenet"], 50, seed=-3)
+    back = compare_runs(one, runs / "gt.json", ["wsl"], 50)["gains"][0]
+    assert describe_gain(back, "bbox").startswith("imagenet costs these detectors ")
     with pytest.raises(RunError, match="number of resamples is 0; it must be at least 2"):
         compare_runs(one, runs / "gt.json", ["imagenet"], 0)
 

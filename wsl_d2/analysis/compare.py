@@ -65,6 +65,8 @@ def compare_runs(
             raise RunError(f"the baseline {baseline!r} is none of the runs {', '.join(folders)}.")
     if num_resamples < 2:
         raise RunError(f"the number of resamples is {num_resamples}; it must be at least 2, and 1000 for a report.")
+    if seed < 0:
+        raise RunError(f"the seed of the bootstrap is {seed}; it must not be negative.")
     if seed_sd is not None and not seed_sd >= 0:
         raise RunError(f"the standard deviation between seeds is {seed_sd}; it must not be negative.")
     runs: dict[str, list[Run]] = {name: [read_run(folder) for folder in members] for name, members in folders.items()}

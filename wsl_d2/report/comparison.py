@@ -41,25 +41,26 @@ def describe_gain(row: dict, iou_type: str, metric: str = "AP") -> str:
     if gain["gain"] != gain["gain"]:
         return f"{row['candidate']} - {row['baseline']}, {what}: {_WITHOUT.get(metric, 'no objects')}"
     low, high = shown_interval(gain)
-    amount = f"{'adds' if gain['gain'] >= 0 else 'loses'} {abs(gain['gain']):.1f} {what}"
+    amount, adds = f"{abs(gain['gain']):.1f} {what}", gain["gain"] >= 0
     values = f"({row['baseline']} {gain['baseline']:.1f}, {row['candidate']} {gain['candidate']:.1f})"
     least, most = min(gain["num_runs"]), max(gain["num_runs"])
     runs = f"{least} to {most} runs each" if least < most else f"{most} runs each" if most > 1 else "one run each"
     if not gain["method_interval"]:
+        effect = f"adds {amount} to these detectors" if adds else f"costs these detectors {amount}"
         return (
-            f"{row['candidate']} {amount} to these detectors {values}, 95% interval {low:.1f} to {high:.1f} over "
-            f"images; {runs}, nothing about other trainings"
+            f"{row['candidate']} {effect} {values}, 95% interval {low:.1f} to {high:.1f} over images; {runs}, nothing "
+            "about other trainings"
         )
     few, many = gain["interval"]
     assumed = ", whose spread is assumed" if least == 1 else ", paired by seed" if row.get("paired") else ""
     return (
-        f"{row['candidate']} {amount} {values}, 95% interval {low:.1f} to {high:.1f} over images and training seeds"
-        f"{assumed} ({few:.1f} to {many:.1f} over images alone); {runs}"
+        f"{row['candidate']} {'adds' if adds else 'costs'} {amount} {values}, 95% interval {low:.1f} to {high:.1f} over "
+        f"images and training seeds{assumed} ({few:.1f} to {many:.1f} over images alone); {runs}"
     )
 
 
 def describe_settling(row: dict, iou_type: str) -> str:
-    """Returns what would make an answer about AP more certain; empty where nothing is known of it."""
+    """Returns what would make the answer about AP more certain."""
     gain, settle = row[iou_type]["AP"], row[iou_type]["settle"]
     low, high = shown_interval(gain)
     name = "half_as_wide" if low > 0 or high < 0 else "exclude_0"
