@@ -110,6 +110,11 @@ def ids_from_0(contents, detections):
         row["id"] -= 1
 
 
+def ids_below_0(contents, detections):
+    for row in contents["annotations"]:
+        row["id"] *= -1
+
+
 def without(key):
     def change(contents, detections):
         for row in contents["annotations"]:
@@ -169,6 +174,7 @@ MENDED = {
     ids_that_are_text_here_and_numbers_there: "image ids are no whole numbers",
     whole_fractions: "",
     ids_from_0: "pycocotools takes a match with it for no match",
+    ids_below_0: "faster-coco-eval takes a match with them for no match",
     without("id"): "some are missing",
     equal_ids: "some repeat",
     huge_ids: "image ids are no whole numbers",

@@ -210,11 +210,13 @@ class GroundTruth(COCO):
             self.changes["areas are worked out from masks or boxes"] += 1
 
     def _number_annotations(self, rows: list[dict]) -> None:
-        ids = [_whole(row.get("id")) for row in rows]
+        ids: list = [_whole(row.get("id")) for row in rows]
         if None in ids:
             reason = "some are missing or no whole numbers"
         elif 0 in ids:
             reason = "id 0 is among them, and pycocotools takes a match with it for no match"
+        elif min(ids, default=1) < 0:
+            reason = "some are below 0, and faster-coco-eval takes a match with them for no match"
         elif len(set(ids)) < len(ids):
             reason = "some repeat"
         else:
@@ -257,8 +259,8 @@ def read_coco(path: str | Path) -> GroundTruth:
     """Reads COCO annotations, whatever ids they have and which fields they lack; the file stays as it is.
 
     - Text ids of images and categories are numbered in their order; fractions that are whole are whole numbers.
-    - Annotations with an id that is missing, repeated or 0 are numbered anew: pycocotools takes a match with
-      annotation 0 for no match.
+    - Annotations are numbered anew where an id is missing or repeated, 0 (pycocotools takes a match with annotation 0
+      for no match) or below (faster-coco-eval does so).
     - Missing: ``iscrowd`` is 0; ``area`` is that of the mask, or of the box; a box is that around the mask.
     - ``ignore`` counts as ``iscrowd``. Annotations of unknown images are left out.
 

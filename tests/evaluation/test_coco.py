@@ -95,13 +95,18 @@ def id_zero(contents):
         row["id"] -= 1
 
 
+def below_zero(contents):
+    for row in contents["annotations"]:
+        row["id"] *= -1
+
+
 def bare(contents):
     for row in contents["annotations"]:
         del row["id"], row["iscrowd"], row["area"]
 
 
 @pytest.mark.parametrize("fast", [True, False])
-@pytest.mark.parametrize("change", [text_ids, id_zero, bare])
+@pytest.mark.parametrize("change", [text_ids, id_zero, below_zero, bare])
 def test_ids_and_fields_as_people_have_them(register, tmp_path_factory, change, fast):
     contents = random_world(3, num_images=40)
     for row in contents["annotations"]:
