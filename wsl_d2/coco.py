@@ -220,9 +220,11 @@ class GroundTruth(COCO):
         elif len(set(ids)) < len(ids):
             reason = "some repeat"
         else:
-            return
-        self.changes[f"annotations are numbered anew ({reason})"] += len(ids)
-        for number, row in enumerate(rows, 1):
+            reason = ""
+        if reason:
+            self.changes[f"annotations are numbered anew ({reason})"] += len(ids)
+            ids = list(range(1, len(rows) + 1))
+        for number, row in zip(ids, rows, strict=True):
             row["id"] = number
 
     def _iou_types(self, rows: list[dict], sizes: dict) -> tuple[str, ...]:

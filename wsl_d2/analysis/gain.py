@@ -65,16 +65,19 @@ def gain_of(
         "interval": 95%, of these models on other images (percentiles of the paired bootstrap), with "p_value",
         two-sided, and "probability_of_gain"; "method_interval": 95%, of this pretraining trained again, on other
         images, with "method_p_value" and "degrees_of_freedom" (None: infinite), all None with a single run on a side
-        unless ``seed_sd`` is given; and the standard deviations that it is made of: "image_sd" of the gain, and for
-        the runs of each side (or the pairs) "seed_sds" and "run_image_sds", None where unknown.
+        unless ``seed_sd`` is given; and the standard deviations that it is made of: "image_sd" of the gain, which
+        more runs do not lessen (without a method's interval: of these models), and for the runs of each side (or the
+        pairs) "seed_sds" and "run_image_sds", None where unknown.
 
     Raises:
         ValueError: pairs that are none.
     """
     if paired and not len(baseline) == len(candidate) >= 3:
         raise ValueError(f"pairs need 3 runs or more, as many on each side; got {len(baseline)} and {len(candidate)}.")
-    sides = [(np.array([run.point for run in runs]), np.stack([run.replicates for run in runs])) for runs in
-             (baseline, candidate)]  # fmt: skip
+    sides = [
+        (np.array([run.point for run in runs]), np.stack([run.replicates for run in runs]))
+        for runs in (baseline, candidate)
+    ]
     means = [float(points.mean()) for points, _ in sides]
     gain = means[1] - means[0]
     gains = sides[1][1].mean(axis=0) - sides[0][1].mean(axis=0)

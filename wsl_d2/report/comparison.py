@@ -54,8 +54,8 @@ def describe_gain(row: dict, iou_type: str, metric: str = "AP") -> str:
     few, many = gain["interval"]
     assumed = ", whose spread is assumed" if least == 1 else ", paired by seed" if row.get("paired") else ""
     return (
-        f"{row['candidate']} {'adds' if adds else 'costs'} {amount} {values}, 95% interval {low:.1f} to {high:.1f} over "
-        f"images and training seeds{assumed} ({few:.1f} to {many:.1f} over images alone); {runs}"
+        f"{row['candidate']} {'adds' if adds else 'costs'} {amount} {values}, 95% interval {low:.1f} to {high:.1f} "
+        f"over images and training seeds{assumed} ({few:.1f} to {many:.1f} over images alone); {runs}"
     )
 
 
