@@ -35,7 +35,6 @@ from wsl_d2.engine.parallel import images_per_group
 from wsl_d2.engine.pretrain_loop import DamagedImagesError
 from wsl_d2.engine.schedule import ConfigError, resolve_schedule
 from wsl_d2.engine.trainer import DetectionTrainer, ResumableTrainer, WSLTrainer
-from wsl_d2.errors import UserError
 from wsl_d2.hashtags import VocabularyError
 
 # What a user can mend; shown as one line instead of a traceback.
@@ -51,7 +50,6 @@ USER_ERRORS = (
     PixelStatisticsError,
     ShardError,
     UnsavedError,
-    UserError,
     VocabularyError,
     WorkerError,
 )

@@ -10,9 +10,39 @@ import time
 from detectron2.config import CfgNode
 
 from wsl_d2.engine.schedule import ConfigError
-from wsl_d2.run_keys import KEYS_OF_EVALUATION, KEYS_OF_PLACE_AND_SPEED, KEYS_OF_TOLERANCE
 
-_FREE = KEYS_OF_PLACE_AND_SPEED + KEYS_OF_EVALUATION + KEYS_OF_TOLERANCE
+# Keys, or groups of them, that change where and how fast a run computes, or what it tells, but not what it computes.
+_FREE = (
+    "CUDNN_BENCHMARK",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.PREFETCH_BATCHES",
+    "DATALOADER.READ_ATTEMPTS",
+    "DATALOADER.SHARD_CACHE_GB",
+    "DATALOADER.TIMEOUT_SECONDS",
+    "DATALOADER.MAX_DAMAGED_FRACTION",
+    "DATASETS.COCO_FOLDERS",
+    "DATASETS.HASHTAG_FOLDERS",
+    "DATASETS.CLASS_FOLDERS",
+    "DATASETS.TEST",
+    "MODEL.COMPILE",
+    "MODEL.DEVICE",
+    "MODEL.RESNEXT.CHECKPOINT_STAGES",
+    "OUTPUT_DIR",
+    "SOLVER.CHECKPOINT_IN_BACKGROUND",
+    "SOLVER.CHECKPOINT_MILESTONES",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.CHECKPOINTS_TO_KEEP",
+    "SOLVER.IMS_PER_MICRO_BATCH",  # the images of a batch-norm group are compared instead
+    "SOLVER.LOG_PERIOD",
+    "SOLVER.MAX_SKIPPED_STEPS",
+    "SOLVER.PEAK_TFLOPS",
+    "SOLVER.PROCESS_TIMEOUT_SECONDS",
+    "SOLVER.ZERO_STAGE_1",
+    "TEST",
+    "VERSION",
+    "VIS_PERIOD",
+    "WANDB",
+)
 
 
 def run_identity(cfg: CfgNode, data: dict | None = None) -> dict[str, str]:
