@@ -54,3 +54,16 @@ def random_detections(world, seed, jitter=4.0, miss=0.2):
          "segmentation": rectangle_rle(box)}
         for image, category, box in detections
     ]  # fmt: skip
+
+
+def random_keypoints(world, detections, number=17):
+    """Adds keypoints to objects and detections, in place."""
+    rng = np.random.default_rng(len(detections))
+    for row in [*world["annotations"], *detections]:
+        x, y, w, h = row["bbox"]
+        points = np.stack([x + w * np.linspace(0, 1, number), y + h * np.linspace(0, 1, number)], axis=1)
+        points += rng.normal(0, 0.5, points.shape)
+        visible = np.full((number, 1), 2)
+        row["keypoints"] = np.concatenate([points, visible], axis=1).ravel().tolist()
+        if "score" not in row:
+            row["num_keypoints"] = number

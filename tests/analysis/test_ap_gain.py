@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from toy_detections import NUM_IMAGES, random_detections, random_world
+from toy_detections import NUM_IMAGES, random_detections, random_keypoints, random_world
 
-from wsl_d2.analysis import METRICS, bootstrap_ap, gain_between, paired_bootstrap
-from wsl_d2.analysis.ap_gain import Replicated, draw_counts, gain_of, resampled_ap
-from wsl_d2.analysis.matches import ClassMatches, load_ground_truth
+from wsl_d2.analysis import METRICS, BootstrapEstimate, bootstrap_ap, gain_between, gain_of, paired_bootstrap
+from wsl_d2.analysis.ap_gain import draw_counts, resampled_ap
+from wsl_d2.analysis.matches import ClassMatches
+from wsl_d2.coco import CocoError, read_coco
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,8 @@ def world(tmp_path_factory):
 
 
 def coco_stats(ground_truth, detections, iou_type, image_ids=None):
+    """As Detectron2 has them: the area of a detected mask is its own, not that of its box."""
+    detections = [{k: v for k, v in d.items() if k != "bbox" or iou_type != "segm"} for d in detections]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(ground_truth, ground_truth.loadRes(detections), iou_type)
         if image_ids is not None:
@@ -29,20 +32,23 @@ def coco_stats(ground_truth, detections, iou_type, image_ids=None):
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return dict(zip(METRICS, 100 * evaluation.stats[:6], strict=True))
+    names = [m for m in METRICS if m != "APs" or iou_type != "keypoints"]
+    return dict(zip(names, 100 * evaluation.stats[: len(names)], strict=True))
 
 
-@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("iou_type", ["bbox", "segm", "keypoints"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_point_values_equal_pycocotools(world, iou_type, seed):
-    path, contents = world
+def test_point_values_equal_pycocotools(tmp_path, iou_type, seed):
+    contents = random_world(0)
     detections = random_detections(contents, seed)
-    ground_truth = load_ground_truth(path)
+    random_keypoints(contents, detections)
+    (tmp_path / "gt.json").write_text(json.dumps(contents))
+    ground_truth = read_coco(tmp_path / "gt.json")
     ours = bootstrap_ap(ground_truth, detections, iou_type, draw_counts(NUM_IMAGES, 2, 0)).metrics
-    expected = coco_stats(ground_truth, [dict(d) for d in detections], iou_type)
-    assert 5 < expected["AP"] < 95
-    for metric in METRICS:
-        assert ours[metric].point == pytest.approx(expected[metric], abs=1e-10), metric
+    expected = coco_stats(ground_truth, detections, iou_type)
+    assert 5 < expected["AP"] < 95 and ours.keys() == expected.keys()
+    for metric, value in expected.items():
+        assert ours[metric].point == pytest.approx(value, abs=1e-10), metric
 
 
 def resampled_world(contents, detections, counts):
@@ -99,23 +105,32 @@ def test_a_run_without_detections_has_no_ap(world):
     assert row["baseline"] == 0 and row["gain"] == row["candidate"] > 0
 
 
-def test_several_seeds_widen_the_interval(world):
+def test_several_seeds_give_an_interval_of_the_method(world):
     path, contents = world
     counts = draw_counts(NUM_IMAGES, 300, 0)
     runs = [
         bootstrap_ap(str(path), random_detections(contents, s, jitter=j), "bbox", counts)
         for s, j in ((1, 2.0), (2, 5.0), (3, 9.0))
     ]
-    fixed = gain_between([runs[0]], [runs[1]])["AP"]["interval"]
-    varied = gain_between([runs[0]], runs)["AP"]
-    assert varied["candidate"] == pytest.approx(np.mean([run.metrics["AP"].point for run in runs]))
-    assert varied["interval"][1] - varied["interval"][0] > fixed[1] - fixed[0]
+    assert gain_between([runs[0]], runs)["AP"]["method_interval"] is None
+    gain = gain_between(runs[:2], runs)["AP"]
+    assert gain["candidate"] == pytest.approx(np.mean([run.metrics["AP"].point for run in runs]))
+    (low, high), (least, most) = gain["interval"], gain["method_interval"]
+    assert least < low < high < most
 
 
 def test_errors_name_the_cause(world):
     path, contents = world
-    with pytest.raises(ValueError, match="iou_type must be one of bbox, segm, got 'keypoints'"):
+    with pytest.raises(ValueError, match="iou_type must be one of bbox, segm, keypoints, got 'masks'"):
+        paired_bootstrap(path, [], [], "masks")
+    boxes = [{k: v for k, v in d.items() if k != "segmentation"} for d in random_detections(contents, 1)]
+    with pytest.raises(CocoError, match="segm cannot be evaluated: no masks in the results"):
+        paired_bootstrap(path, boxes, boxes, "segm")
+    with pytest.raises(CocoError, match="keypoints cannot be evaluated: no keypoints in .*gt.json"):
         paired_bootstrap(path, [], [], "keypoints")
+    (path.parent / "none.json").write_text(json.dumps(contents | {"annotations": []}))
+    with pytest.raises(CocoError, match="none.json has no annotations; there is nothing to compare"):
+        paired_bootstrap(path.parent / "none.json", [], [], "bbox")
     stray = [random_detections(contents, 1)[0] | {"image_id": 999}]
     with pytest.raises(ValueError, match="1 images that the ground truth lacks, such as image_id 999"):
         paired_bootstrap(path, stray, [], "bbox")
@@ -139,7 +154,7 @@ def simulated_matches(rng, num_images, quality):
 
 def simulated_gain(runs, weights):
     worse, better = (resampled_ap(run, weights, np.linspace(0, 1, 101))[0] for run in runs)
-    return Replicated(100 * worse[0], 100 * worse[1:]), Replicated(100 * better[0], 100 * better[1:])
+    return tuple(BootstrapEstimate(100 * side[0], 100 * side[1:]) for side in (worse, better))
 
 
 @pytest.mark.slow

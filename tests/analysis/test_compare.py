@@ -1,5 +1,7 @@
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
-from toy_detections import random_detections, random_world
+from toy_detections import random_detections, random_keypoints, random_world
 
-from wsl_d2.analysis import RunError, compare_runs, read_metrics
+from wsl_d2.analysis import RunError, compare_runs
+from wsl_d2.coco import CocoError
+from wsl_d2.report.comparison import describe_gain, describe_settling, format_cell, write_report
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {
@@ -20,13 +24,16 @@ CONFIG = {
 }
 
 
-def write_run(folder: Path, contents, seed, jitter, **solver) -> Path:
+def write_run(folder: Path, contents, seed, jitter, change=None, **solver) -> Path:
+    """``change`` is applied to each detection."""
     (folder / "inference").mkdir(parents=True)
     config = CONFIG | {"SOLVER": CONFIG["SOLVER"] | solver}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     records = [{"iteration": i, "total_loss": 3.0 / (i + 1), "loss_hashtag": 4.0 / (i + 1)} for i in range(0, 300, 20)]
     (folder / "metrics.json").write_text("\n".join(json.dumps(record) for record in records))
     results = random_detections(contents, seed, jitter=jitter)
+    for row in results if change else []:
+        change(row)
     (folder / "inference" / "coco_instances_results.json").write_text(json.dumps(results))
     return folder
 
@@ -54,6 +61,8 @@ def test_table_and_gains(runs):
         row["bbox"]["AP"]["gain"] == pytest.approx(means["wsl"] - means["imagenet"]) and row["bbox"]["AP"]["gain"] > 0
     )
     assert comparison["runs"]["wsl"]["base_lr"] == [0.02]
+    assert comparison["initialisation"] == {"SOLVER.BASE_LR": {"imagenet": [0.04], "wsl": [0.02]}}
+    assert comparison["iou_types"] == ["bbox", "segm"] and comparison["left_out"] == {}
     json.dumps(comparison)
 
 
@@ -74,15 +83,141 @@ def test_a_missing_file_and_an_unknown_baseline_are_named(runs):
         compare_runs({"wsl": [runs / "wsl"]}, runs / "gt.json", ["x"], 10)
 
 
-def test_metrics_of_a_resumed_run_count_the_last_record(tmp_path):
-    lines = [
-        {"iteration": 0, "a": 1.0},
-        {"iteration": 20, "a": 2.0},
-        {"iteration": 20, "a": 3.0},
-        {"iteration": 40, "b": 1},
-    ]
-    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)) + '\n{"iteration": 60, "a"')
-    assert read_metrics(tmp_path) == {"a": ([0, 20], [1.0, 3.0]), "b": ([40], [1])}
+def without_mask(row):
+    del row["segmentation"]
+
+
+def test_boxes_alone_are_compared_by_boxes(runs):
+    """Ground truth with masks, detections without: no AP of box-shaped masks."""
+    contents = json.loads((runs / "gt.json").read_text())
+    for name, seed in (("a", 1), ("b", 2)):
+        write_run(runs / name, contents, seed, 2.0, without_mask)
+    comparison = compare_runs({"a": [runs / "a"], "b": [runs / "b"]}, runs / "gt.json", ["a"], 10)
+    assert comparison["iou_types"] == ["bbox"] and "segm" not in comparison["runs"]["a"]
+    comparison = compare_runs({"a": [runs / "imagenet"], "b": [runs / "b"]}, runs / "gt.json", ["a"], 10, force=True)
+    assert comparison["iou_types"] == ["bbox"]
+    assert comparison["left_out"] == {"segm": f"no masks in {runs / 'b' / 'inference/coco_instances_results.json'}"}
+    for annotation in contents["annotations"]:
+        del annotation["segmentation"]
+    (runs / "boxes.json").write_text(json.dumps(contents))
+    folders = {"a": [runs / "imagenet"], "b": [runs / "wsl"]}
+    comparison = compare_runs(folders, runs / "boxes.json", ["a"], 10)
+    assert comparison["left_out"] == {"segm": f"{runs / 'boxes.json'} has no masks"}
+    write_report(comparison, runs / "page.html", title="t", image_folder=runs / "val")
+    page = (runs / "page.html").read_text()
+    assert "mask AP is not compared: " in page and "NaN" not in page and "nan" not in page.replace("nance", "")
+
+
+def test_keypoints_are_compared_where_all_have_them(runs):
+    contents = json.loads((runs / "gt.json").read_text())
+    detections = {seed: random_detections(contents, seed, jitter=jitter) for seed, jitter in ((1, 5.0), (2, 1.0))}
+    for found in detections.values():
+        random_keypoints(contents, found)
+    (runs / "keypoints.json").write_text(json.dumps(contents))
+    for name, seed in (("imagenet", 1), ("wsl", 2)):
+        path = runs / name / "inference" / "coco_instances_results.json"
+        path.write_text(json.dumps(detections[seed]))
+    folders = {"imagenet": [runs / "imagenet"], "wsl": [runs / "wsl"]}
+    comparison = compare_runs(folders, runs / "keypoints.json", ["imagenet"], 20)
+    assert comparison["iou_types"] == ["bbox", "segm", "keypoints"]
+    row = comparison["gains"][0]["keypoints"]
+    assert row["AP"]["candidate"] > 5 and "APs" not in row and "errors" not in row
+    write_report(comparison, runs / "page.html", title="t")
+    assert "keypoint AP" in (runs / "page.html").read_text()
+
+
+def test_seeds_give_verdicts_about_the_method(runs):
+    contents = json.loads((runs / "gt.json").read_text())
+    for name, jitter in (("imagenet", 9.0), ("wsl", 1.0)):
+        for seed in range(5):
+            folder = write_run(runs / f"{name}{seed}", contents, 10 + seed, jitter)
+            text = (folder / "config.yaml").read_text()
+            (folder / "config.yaml").write_text(f"{text}SEED: {4 - seed if name == 'wsl' else seed}\n")
+    folders = {name: [runs / f"{name}{seed}" for seed in range(5)] for name in ("imagenet", "wsl")}
+    three = {name: members[:3] for name, members in folders.items()}
+    row = compare_runs(three, runs / "gt.json", ["imagenet"], 50)["gains"][0]
+    assert not row["paired"] and row["bbox"]["verdict"] == "gain"
+    assert "over images and training seeds (" in describe_gain(row, "bbox") and "3 runs each" in describe_gain(
+        row, "bbox"
+    )
+    assert describe_settling(row, "bbox").startswith("half as wide an interval: ")
+    row = compare_runs(folders, runs / "gt.json", ["imagenet"], 50)["gains"][0]
+    assert row["paired"] and len(row["bbox"]["AP"]["seed_sds"]) == 1
+    row = compare_runs({"imagenet": [runs / "imagenet0"], "wsl": three["wsl"]}, runs / "gt.json", ["imagenet"], 50)
+    assert row["gains"][0]["bbox"]["verdict"].startswith("these detectors only")
+    one = {"imagenet": [runs / "imagenet"], "wsl": [runs / "wsl"]}
+    row = compare_runs(one, runs / "gt.json", ["imagenet"], 50, seed_sd=0.3)["gains"][0]
+    assert row["bbox"]["AP"]["seed_sds"] == [0.3, 0.3] and "whose spread is assumed" in describe_gain(row, "bbox")
+    with pytest.raises(RunError, match="between seeds is -1; it must not be negative"):
+        compare_runs(one, runs / "gt.json", ["imagenet"], 50, seed_sd=-1)
+    with pytest.raises(RunError, match="the seed of the bootstrap is -3"):
+        compare_runs(one, runs / "gt.json", ["imagenet"], 50, seed=-3)
+    back = compare_runs(one, runs / "gt.json", ["wsl"], 50)["gains"][0]
+    assert describe_gain(back, "bbox").startswith("imagenet costs these detectors ")
+    with pytest.raises(RunError, match="number of resamples is 0; it must be at least 2"):
+        compare_runs(one, runs / "gt.json", ["imagenet"], 0)
+
+
+def test_sizes_without_objects_are_words(runs):
+    contents = json.loads((runs / "gt.json").read_text())
+    contents["annotations"] = [a for a in contents["annotations"] if a["area"] > 33**2]
+    (runs / "large.json").write_text(json.dumps(contents))
+    folders = {"imagenet": [runs / "imagenet"], "wsl": [runs / "wsl"]}
+    comparison = compare_runs(folders, runs / "large.json", ["imagenet"], 20)
+    row = comparison["gains"][0]
+    assert math.isnan(row["bbox"]["APs"]["gain"])
+    assert describe_gain(row, "bbox", "APs") == "wsl - imagenet, box APs: no small objects"
+    assert format_cell(comparison["runs"]["wsl"]["bbox"]["APs"], "APs") == "no small objects"
+    write_report(comparison, runs / "page.html", title="t")
+    page = (runs / "page.html").read_text()
+    assert "<td>no small objects</td>" in page and ">nan" not in page
+
+
+def test_text_ids_are_shown_as_they_are(runs):
+    contents = json.loads((runs / "gt.json").read_text())
+    plain = compare_runs({"a": [runs / "imagenet"], "b": [runs / "wsl"]}, runs / "gt.json", ["a"], 20)
+    for image in contents["images"]:
+        image["id"] = f"photo {image['id']:03d}"
+    for annotation in contents["annotations"]:
+        annotation["image_id"] = f"photo {annotation['image_id']:03d}"
+    (runs / "text.json").write_text(json.dumps(contents))
+    for name in ("imagenet", "wsl"):
+        path = runs / name / "inference" / "coco_instances_results.json"
+        rows = json.loads(path.read_text())
+        path.write_text(json.dumps([row | {"image_id": f"photo {row['image_id']:03d}"} for row in rows]))
+    comparison = compare_runs({"a": [runs / "imagenet"], "b": [runs / "wsl"]}, runs / "text.json", ["a"], 20)
+    assert comparison["gains"][0]["bbox"] == plain["gains"][0]["bbox"]
+    shown = [f"photo {number:03d}" for number in plain["gains"][0]["images"]["best"]]
+    assert comparison["gains"][0]["images"]["best"] == shown
+    write_report(comparison, runs / "page.html", title="t", image_folder=runs / "val")
+    assert "data:image/jpeg" in (runs / "page.html").read_text()
+
+
+def test_runs_compared_by_force_say_so(runs):
+    contents = json.loads((runs / "gt.json").read_text())
+    write_run(runs / "long", contents, 3, 2.0, MAX_ITER=900)
+    folders = {"imagenet": [runs / "imagenet"], "wsl": [runs / "long"]}
+    comparison = compare_runs(folders, runs / "gt.json", ["imagenet"], 10, force=True)
+    assert [line.partition(":")[0] for line in comparison["differences"]] == ["SOLVER.MAX_ITER"]
+    write_report(comparison, runs / "page.html", title="t")
+    assert "compared by force although they differ" in (runs / "page.html").read_text()
+
+
+def test_a_run_without_metrics_and_one_without_detections_can_be_compared(runs):
+    (runs / "wsl" / "metrics.json").unlink()
+    (runs / "wsl" / "inference" / "coco_instances_results.json").write_text("[]")
+    folders = {"imagenet": [runs / "imagenet"], "wsl": [runs / "wsl"]}
+    comparison = compare_runs(folders, runs / "gt.json", ["imagenet"], 10)
+    assert comparison["iou_types"] == ["bbox", "segm"] and comparison["runs"]["wsl"]["segm"]["AP"]["mean"] == 0
+    write_report(comparison, runs / "page.html", title="t")
+    with pytest.raises(RunError, match="metrics.json has no loss_hashtag; --curve is for runs of a pretraining"):
+        (runs / "imagenet" / "metrics.json").write_text('{"iteration": 0, "total_loss": 1}')
+        write_report(comparison, runs / "page.html", title="t", curves={"x": runs / "imagenet"})
+    lvis = json.loads((runs / "gt.json").read_text())
+    lvis["images"][0]["not_exhaustive_category_ids"] = []
+    (runs / "lvis.json").write_text(json.dumps(lvis))
+    with pytest.raises(CocoError, match="lvis.json is in LVIS's format"):
+        compare_runs(folders, runs / "lvis.json", ["imagenet"], 10)
 
 
 def test_the_tool_prints_the_table_and_writes_one_self_contained_page(runs):
@@ -106,18 +241,24 @@ def test_the_tool_prints_the_table_and_writes_one_self_contained_page(runs):
     ]
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert result.returncode == 0, result.stderr
-    assert "wsl - imagenet: +" in result.stdout and "box AP" in result.stdout and "mask AP" in result.stdout
+    for metric in ("box AP", "mask AP"):
+        pattern = (
+            rf"wsl adds \d+\.\d {metric} to these detectors \(imagenet .*\), 95% interval .* over images; one run each"
+        )
+        assert re.search(pattern, result.stdout)
+    assert "SOLVER.BASE_LR differs: imagenet: 0.04; wsl: 0.02" in result.stdout
     page = (runs / "report" / "report.html").read_text()
     assert "<script" not in page
     assert 'src="http' not in page and "url(http" not in page and "<link" not in page
     comparison = json.loads((runs / "report" / "ap_gain.json").read_text())
     shown = comparison["gains"][0]["images"]
     assert len(shown["best"]) == 4 and page.count("data:image/jpeg;base64,") == 3 * (4 + len(shown["worst"]))
-    for heading in ("Gains", "Precision and recall", "What kinds of error cost", "by class", "held equal"):
+    for heading in ("Gains", "Precision and recall", "Kinds of error", "by class", "held equal"):
         assert heading in page
     (runs / "val").rename(runs / "elsewhere")
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert result.returncode == 1 and "give the folder of the evaluated images" in result.stderr
+    assert result.returncode == 2 and "give the folder of the evaluated images" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
     text = (runs / "report" / "ap_gain.json").read_text()
     comparison = json.loads(text)
     assert "NaN" not in text  # JavaScript and others refuse it

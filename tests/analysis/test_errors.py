@@ -1,4 +1,4 @@
-"""Kinds of error and their costs, on detections whose errors are known."""
+"""Kinds of error and their dAP, on detections whose errors are known."""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from wsl_d2.analysis.ap_gain import bootstrap_evaluation, draw_counts
-from wsl_d2.analysis.errors import KINDS, count_errors, error_costs
+from wsl_d2.analysis.errors import KINDS, count_errors, error_dap
 from wsl_d2.analysis.matches import evaluate
 
 
@@ -45,39 +45,42 @@ def evaluated(*detections, objects=OBJECTS):
     "wrong, kind",
     [
         (detection(1, A, 0.8), "duplicate"),
-        (detection(1, B, 0.8), "class"),
-        (detection(2, NEAR_B, 0.8), "location"),
+        (detection(1, B, 0.8), "classification"),
+        (detection(2, NEAR_B, 0.8), "localization"),
         (detection(1, NEAR_B, 0.8), "both"),
         (detection(1, [300, 20, 30, 30], 0.8), "background"),
     ],
 )
 def test_each_kind_is_known(wrong, kind):
     counts = count_errors(evaluated(detection(1, A, 0.9), detection(1, C, 0.85), wrong))
-    near_b = kind in ("class", "location")  # then the object counts as that kind of error and not as missed
+    near_b = kind in (
+        "classification",
+        "localization",
+    )  # then the object counts as that kind of error and not as missed
     assert counts == dict.fromkeys(KINDS, 0) | {kind: 1, "missed": 0 if near_b else 1}
 
 
-def test_mending_gives_what_it_says():
+def test_dap_is_what_ap50_gains():
     """Class 1: one of two objects found, a wrong class in front. Class 2: its object has a detection of class 1."""
     evaluation = evaluated(detection(1, B, 0.9), detection(1, A, 0.8))
     counts = draw_counts(1, 3, 0)
     # AP50 of class 1 is 51 of 101 recall levels at a precision of 1/2, of class 2 it is 0.
     as_it_is = (51 / 101 / 2 + 0) / 2
     assert bootstrap_evaluation(evaluation, counts).metrics["AP50"].point == pytest.approx(100 * as_it_is)
-    costs = error_costs(evaluation, counts)
-    assert costs["class"].point == pytest.approx(100 * ((51 / 101 + 1) / 2 - as_it_is))
-    assert costs["missed"].point == pytest.approx(100 * ((1 / 2 + 0) / 2 - as_it_is))
-    assert all(costs[kind].point == 0 for kind in ("location", "both", "duplicate", "background"))
+    daps = error_dap(evaluation, counts)
+    assert daps["classification"].point == pytest.approx(100 * ((51 / 101 + 1) / 2 - as_it_is))
+    assert daps["missed"].point == pytest.approx(100 * ((1 / 2 + 0) / 2 - as_it_is))
+    assert all(daps[kind].point == 0 for kind in ("localization", "both", "duplicate", "background"))
 
 
-def test_a_location_put_right_counts_once():
+def test_a_localization_error_counts_once():
     evaluation = evaluated(detection(2, NEAR_B, 0.9), detection(2, [118, 100, 40, 40], 0.8), objects=OBJECTS[1:2])
-    assert count_errors(evaluation)["location"] == 2
-    assert error_costs(evaluation, draw_counts(1, 2, 0))["location"].point == pytest.approx(100)
+    assert count_errors(evaluation)["localization"] == 2
+    assert error_dap(evaluation, draw_counts(1, 2, 0))["localization"].point == pytest.approx(100)
 
 
-def test_perfect_detections_cost_nothing_in_any_resample():
+def test_perfect_detections_have_no_dap_in_any_resample():
     objects = [(i, 1 + i % 2, A) for i in range(1, 7)]
     evaluation = evaluate(ground_truth(objects, 6), [detection(k, b, 0.9, i) for i, k, b in objects], "bbox")
-    for value in error_costs(evaluation, draw_counts(6, 20, 0)).values():
+    for value in error_dap(evaluation, draw_counts(6, 20, 0)).values():
         assert value.point == 0 and np.nanmax(np.abs(value.replicates)) == 0

@@ -1,4 +1,4 @@
-"""The gain in COCO AP of one set of runs over another, with a paired bootstrap over images and seeds.
+"""AP of a run on all images and on resampled ones, and the gains of one set of runs over another.
 
 Detections are matched to the ground truth once. A resampled set of images then only changes how often each image
 counts, so the AP of all resamples is worked out together.
@@ -17,27 +17,15 @@ from pathlib import Path
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from scipy import sparse, stats
+from scipy import sparse
 
-from wsl_d2.analysis.matches import AREAS, ClassMatches, class_matches, evaluate, load_ground_truth
+from wsl_d2.analysis.gain import BootstrapEstimate, gain_of
+from wsl_d2.analysis.matches import ClassMatches, as_ground_truth, class_matches, evaluate
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_AREAS = {"AP": 0, "AP50": 0, "AP75": 0, "APs": 1, "APm": 2, "APl": 3}
-_THRESHOLDS = {"AP50": slice(0, 1), "AP75": slice(5, 6)}  # of IoU 0.50:0.05:0.95
+_AREAS = {"APs": "small", "APm": "medium", "APl": "large"}  # in pycocotools' words; keypoints have no small ones
+_THRESHOLDS = {"AP50": slice(0, 1), "AP75": slice(5, 6)}  # of IoU or OKS 0.50:0.05:0.95
 _RESAMPLES_AT_A_TIME = 1000
-
-
-@dataclass(frozen=True)
-class Replicated:
-    """A number in points (0-100), on all images and on resampled ones.
-
-    Args:
-        point: NaN where it is not defined, such as the AP of a size without objects.
-        replicates: (B,).
-    """
-
-    point: float
-    replicates: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -45,14 +33,14 @@ class BootstrapAP:
     """AP of one run.
 
     Args:
-        metrics: metric -> AP.
+        metrics: metric -> AP; those of :data:`METRICS` that its type has.
         classes: name of the class -> AP of that class.
         num_objects: name of the class -> objects in the ground truth.
         precision: "0.50" and "0.75" -> (101,) precision over recall 0, 0.01 ... 1, mean over classes.
     """
 
-    metrics: dict[str, Replicated]
-    classes: dict[str, Replicated] = field(default_factory=dict)
+    metrics: dict[str, BootstrapEstimate]
+    classes: dict[str, BootstrapEstimate] = field(default_factory=dict)
     num_objects: dict[str, int] = field(default_factory=dict)
     precision: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -71,15 +59,13 @@ def bootstrap_ap(
     Args:
         ground_truth: COCO annotations, or the path of their JSON.
         results: detections in COCO's result format, or the path of their JSON.
-        iou_type: "bbox" or "segm".
+        iou_type: "bbox", "segm" or "keypoints".
         counts: (B, I) from :func:`draw_counts`; equal counts make the comparison of two runs a paired one.
 
     Raises:
-        ValueError: see :func:`wsl_d2.analysis.matches.evaluate`.
+        CocoError, ValueError: see :func:`wsl_d2.analysis.matches.evaluate`.
     """
-    if not isinstance(ground_truth, COCO):
-        ground_truth = load_ground_truth(ground_truth)
-    return bootstrap_evaluation(evaluate(ground_truth, results, iou_type), counts)
+    return bootstrap_evaluation(evaluate(as_ground_truth(ground_truth), results, iou_type), counts)
 
 
 def bootstrap_evaluation(evaluation: COCOeval, counts: np.ndarray) -> BootstrapAP:
@@ -88,15 +74,19 @@ def bootstrap_evaluation(evaluation: COCOeval, counts: np.ndarray) -> BootstrapA
     points = np.where(precision > -1, precision, np.nan).mean(axis=1)  # (T, classes, areas)
     replicates = _replicates(evaluation, counts)  # (areas, T, classes, B)
     metrics = {}
+    areas = evaluation.params.areaRngLbl
     for metric in METRICS:
-        thresholds, area = _THRESHOLDS.get(metric, slice(None)), _AREAS[metric]
+        thresholds, label = _THRESHOLDS.get(metric, slice(None)), _AREAS.get(metric, "all")
+        if label not in areas:
+            continue
+        area = areas.index(label)
         defined = precision[thresholds, :, :, area]
         defined = defined[defined > -1]
         point = 100 * float(defined.mean()) if len(defined) else float("nan")
-        metrics[metric] = Replicated(point, 100 * _mean(replicates[area, thresholds], axis=(0, 1)))
+        metrics[metric] = BootstrapEstimate(point, 100 * mean_of_defined(replicates[area, thresholds], axis=(0, 1)))
     names = [ground["name"] for ground in evaluation.cocoGt.loadCats(evaluation.params.catIds)]
     classes = {
-        name: Replicated(100 * float(points[:, k, 0].mean()), 100 * replicates[0, :, k].mean(axis=0))
+        name: BootstrapEstimate(100 * float(points[:, k, 0].mean()), 100 * replicates[0, :, k].mean(axis=0))
         for k, name in enumerate(names)
     }
     found = [class_matches(evaluation, k, 0) for k in range(len(names))]
@@ -109,7 +99,7 @@ def bootstrap_evaluation(evaluation: COCOeval, counts: np.ndarray) -> BootstrapA
     return BootstrapAP(metrics, classes, num_objects, curves)
 
 
-def _mean(values: np.ndarray, axis: tuple[int, ...]) -> np.ndarray:
+def mean_of_defined(values: np.ndarray, axis: tuple[int, ...]) -> np.ndarray:
     """The mean of what is defined, NaN where nothing is."""
     defined = ~np.isnan(values)
     number = defined.sum(axis=axis)
@@ -120,7 +110,7 @@ def _mean(values: np.ndarray, axis: tuple[int, ...]) -> np.ndarray:
 def _replicates(evaluation: COCOeval, counts: np.ndarray) -> np.ndarray:
     """Returns (areas, T, classes, B) AP in [0, 1], NaN where a resample has no object."""
     params = evaluation.params
-    shape = len(AREAS), len(params.iouThrs), len(params.catIds), len(counts)
+    shape = len(params.areaRng), len(params.iouThrs), len(params.catIds), len(counts)
     ap = np.full(shape, np.nan)
     tasks = []
     for start in range(0, len(counts), _RESAMPLES_AT_A_TIME):
@@ -205,64 +195,38 @@ def _thresholds_reached(objects: np.ndarray, recall_thresholds: np.ndarray) -> n
     return np.cumsum(number[:height], axis=0, dtype=np.int16)
 
 
-def gain_of(
-    baseline: Sequence[Replicated], candidate: Sequence[Replicated], seed: int = 0
-) -> dict[str, float | list[float] | None]:
-    """The gain of a candidate's runs over a baseline's in one number, all bootstrapped with the same draw counts.
-
-    With one run each, the interval covers the choice of images. With several, each replicate also draws runs with
-    replacement from both sides, so that the interval covers training seeds as well.
-
-    Returns:
-        "baseline", "candidate" (means over runs), "gain", "interval" (95%, percentile), in points;
-        "probability_of_gain"; "p_value", two-sided, of the bootstrap; "p_value_of_seeds", of Welch's t test on the
-        runs' values alone, None with a single run on a side.
-    """
-    rng = np.random.Generator(np.random.Philox(seed))
-    sides = [np.stack([run.replicates for run in runs]) for runs in (baseline, candidate)]  # (runs, B)
-    num_resamples = sides[0].shape[1]
-    drawn = [rng.integers(0, len(side), (num_resamples, len(side))) for side in sides]
-    replicates = [
-        side[draws, np.arange(num_resamples)[:, None]].mean(axis=1) for side, draws in zip(sides, drawn, strict=True)
-    ]
-    points = [[run.point for run in runs] for runs in (baseline, candidate)]
-    means = [float(np.mean(values)) for values in points]
-    gains = replicates[1] - replicates[0]
-    gains = gains[~np.isnan(gains)]
-    low, high = np.percentile(gains, [2.5, 97.5]) if len(gains) else (np.nan, np.nan)
-    at_most, at_least = (float(np.mean(side)) if len(gains) else np.nan for side in (gains <= 0, gains >= 0))
-    of_seeds = None
-    if min(map(len, points)) > 1 and max(map(np.ptp, points)) > 0:
-        of_seeds = float(stats.ttest_ind(*reversed(points), equal_var=False).pvalue)
+def gain_between(
+    baseline: Sequence[BootstrapAP],
+    candidate: Sequence[BootstrapAP],
+    seed: int = 0,
+    seed_sd: float | None = None,
+    paired: bool = False,
+) -> dict[str, dict]:
+    """Returns metric -> :func:`wsl_d2.analysis.gain.gain_of`."""
     return {
-        "baseline": means[0],
-        "candidate": means[1],
-        "gain": means[1] - means[0],
-        "interval": [float(low), float(high)],
-        "probability_of_gain": float(np.mean(gains > 0)) if len(gains) else float("nan"),
-        "p_value": min(1.0, 2 * max(min(at_most, at_least), 1 / (len(gains) + 1))) if len(gains) else float("nan"),
-        "p_value_of_seeds": of_seeds,
+        metric: gain_of(
+            [run.metrics[metric] for run in baseline],
+            [run.metrics[metric] for run in candidate],
+            seed,
+            seed_sd=seed_sd,
+            paired=paired,
+        )
+        for metric in baseline[0].metrics
     }
 
 
-def gain_between(baseline: Sequence[BootstrapAP], candidate: Sequence[BootstrapAP], seed: int = 0) -> dict[str, dict]:
-    """Returns metric -> :func:`gain_of`."""
-    return {
-        metric: gain_of([run.metrics[metric] for run in baseline], [run.metrics[metric] for run in candidate], seed)
-        for metric in METRICS
-    }
-
-
-def class_gains(baseline: Sequence[BootstrapAP], candidate: Sequence[BootstrapAP], seed: int = 0) -> dict[str, dict]:
-    """Returns class -> :func:`gain_of` with "num_objects" and "p_value_holm", corrected for the number of classes."""
+def class_gains(baseline: Sequence[BootstrapAP], candidate: Sequence[BootstrapAP], **options) -> dict[str, dict]:
+    """Returns class -> :func:`wsl_d2.analysis.gain.gain_of` with "num_objects" and "p_value_holm": the p value of the
+    method, or of these models where there is none, corrected for the number of classes."""
     found: dict[str, dict] = {}
     for name, number in baseline[0].num_objects.items():
         if number:
             before, after = ([run.classes[name] for run in runs] for runs in (baseline, candidate))
-            found[name] = {"num_objects": number} | gain_of(before, after, seed)
+            found[name] = {"num_objects": number} | gain_of(before, after, **options)
+    of_class = {name: row["p_value"] if (p := row["method_p_value"]) is None else p for name, row in found.items()}
     largest = 0.0
-    for rank, name in enumerate(sorted(found, key=lambda name: found[name]["p_value"])):
-        largest = max(largest, min(1.0, (len(found) - rank) * found[name]["p_value"]))
+    for rank, name in enumerate(sorted(found, key=of_class.__getitem__)):
+        largest = max(largest, min(1.0, (len(found) - rank) * of_class[name]))
         found[name]["p_value_holm"] = largest
     return found
 
@@ -280,14 +244,15 @@ def paired_bootstrap(
     Args:
         gt_json: path of the ground truth in COCO's format.
         baseline_results, candidate_results: detections in COCO's result format, or paths of their JSON.
-        iou_type: "bbox" or "segm".
+        iou_type: "bbox", "segm" or "keypoints".
         num_resamples: B.
         seed: of the draws; the same seed gives the same interval.
 
     Returns:
-        For AP, AP50, AP75, APs, APm and APl what :func:`gain_of` returns.
+        For AP, AP50, AP75, APs, APm and APl (of keypoints without APs) what :func:`wsl_d2.analysis.gain.gain_of`
+        returns.
     """
-    ground_truth = load_ground_truth(gt_json)
+    ground_truth = as_ground_truth(gt_json)
     counts = draw_counts(len(ground_truth.getImgIds()), num_resamples, seed)
     sides = [bootstrap_ap(ground_truth, results, iou_type, counts) for results in (baseline_results, candidate_results)]
     return gain_between([sides[0]], [sides[1]], seed)

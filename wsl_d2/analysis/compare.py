@@ -8,22 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from wsl_d2.analysis.ap_gain import (
-    METRICS,
-    BootstrapAP,
-    Replicated,
-    bootstrap_evaluation,
-    class_gains,
-    draw_counts,
-    gain_between,
-    gain_of,
-)
-from wsl_d2.analysis.errors import KINDS, error_costs
-from wsl_d2.analysis.matches import IOU_TYPES, evaluate, image_scores, load_ground_truth
-from wsl_d2.analysis.records import Run, RunError, check_comparable, read_run, value_at
+from wsl_d2.analysis.ap_gain import BootstrapAP, bootstrap_evaluation, class_gains, draw_counts, gain_between
+from wsl_d2.analysis.errors import KINDS, error_dap
+from wsl_d2.analysis.gain import BootstrapEstimate, gain_of, verdict, what_would_settle
+from wsl_d2.analysis.matches import as_ground_truth, evaluate, image_scores
+from wsl_d2.analysis.records import Run, RunError, check_comparable, differences_of, initialisation_of, read_run
+from wsl_d2.coco import GroundTruth, Results, read_results, shared_iou_types
 
 _SCORE_THAT_COUNTS = 0.5  # of a detection, for the choice of images to show
 _IMAGES_SHOWN = 4
+_PAIRS_THAT_PAY = 5  # runs with the seeds of the other side's; with fewer, pairing costs more width than it can save
 
 
 def compare_runs(
@@ -33,6 +27,7 @@ def compare_runs(
     num_resamples: int = 1000,
     seed: int = 0,
     force: bool = False,
+    seed_sd: float | None = None,
 ) -> dict:
     """Compares initialisations.
 
@@ -43,113 +38,167 @@ def compare_runs(
         num_resamples: resampled image sets.
         seed: of the bootstrap.
         force: compare runs of different schedules or data, too.
+        seed_sd: standard deviation of AP between training seeds to assume for initialisations with a single run.
 
     Returns:
-        A JSON-able dict: "runs" (initialisation -> learning rate, weights, precision over recall, "bbox"/"segm" ->
-        metric, or "errors" and its kind, -> mean, sd over seeds, values), "gains" (a row per pair: candidate, baseline,
-        "bbox"/"segm" -> metric, or "classes" and the class, or "errors" and the kind, -> see :func:`gain_of`; "images"
-        -> "best" and "worst", image ids where the candidate gained and lost most), "num_images", "num_resamples",
-        "seed", "baselines".
+        A JSON-able dict.
+
+        - "iou_types": those of "bbox", "segm" and "keypoints" that the ground truth and all runs have; "left_out":
+          another that some have -> why it is not among them.
+        - "runs": initialisation -> folders, weights, base_lr, precision over recall, and iou_type -> metric, or (not of
+          keypoints) "errors" and the kind, -> mean, sd over seeds, values.
+        - "gains": a row per pair: candidate, baseline, "paired" (by seed), iou_type -> metric, or "classes" and the
+          class, or "errors" and the kind, -> see :func:`wsl_d2.analysis.gain.gain_of`; and of AP "verdict" and
+          "settle", see :func:`wsl_d2.analysis.gain.what_would_settle`; "images" -> "best" and "worst", ids of the
+          images where the candidate gained and lost most.
+        - "initialisation": the keys that runs may differ in, and do -> initialisation -> values; "differences": what
+          else differs, by force.
+        - "ground_truth", "num_images", "num_resamples", "seed", "seed_sd", "baselines", "iterations",
+          "images_per_batch".
 
     Raises:
+        CocoError: the ground truth or detections cannot be read.
         RunError: an unknown baseline, a missing file, or runs that cannot be compared.
     """
     for baseline in baselines:
         if baseline not in folders:
             raise RunError(f"the baseline {baseline!r} is none of the runs {', '.join(folders)}.")
+    if num_resamples < 2:
+        raise RunError(f"the number of resamples is {num_resamples}; it must be at least 2, and 1000 for a report.")
+    if seed < 0:
+        raise RunError(f"the seed of the bootstrap is {seed}; it must not be negative.")
+    if seed_sd is not None and not seed_sd >= 0:
+        raise RunError(f"the standard deviation between seeds is {seed_sd}; it must not be negative.")
     runs: dict[str, list[Run]] = {name: [read_run(folder) for folder in members] for name, members in folders.items()}
     if not force:
         check_comparable(runs)
-    coco = load_ground_truth(ground_truth)
-    counts = draw_counts(len(coco.getImgIds()), num_resamples, seed)
-    evaluated = {name: [_evaluate(coco, run, counts) for run in members] for name, members in runs.items()}
-    table = {}
-    for name, members in runs.items():
-        row: dict = {
-            "folders": [str(run.folder) for run in members],
-            "weights": [value_at(run.config, "MODEL.WEIGHTS") for run in members],
-            "base_lr": [value_at(run.config, "SOLVER.BASE_LR") for run in members],
-            "precision": {
-                iou: np.mean([one.ap["bbox"].precision[iou] for one in evaluated[name]], axis=0).tolist()
-                for iou in ("0.50", "0.75")
-            },
-        }
-        for iou_type in IOU_TYPES:
-            row[iou_type] = {m: _over_runs([one.ap[iou_type].metrics[m] for one in evaluated[name]]) for m in METRICS}
-            row[iou_type]["errors"] = {
-                kind: _over_runs([one.costs[iou_type][kind] for one in evaluated[name]]) for kind in KINDS
-            }
-        table[name] = row
-    gains: list[dict] = []
-    for baseline in baselines:
-        for name in runs:
-            if name not in baselines:
-                gains.append(_gains(name, evaluated[name], baseline, evaluated[baseline], coco.getImgIds(), seed))
+    truth = as_ground_truth(ground_truth)
+    results = {name: [read_results(truth, run.results) for run in members] for name, members in runs.items()}
+    first = next(iter(runs.values()))[0]
+    sigmas = first.value("TEST.KEYPOINT_OKS_SIGMAS") or ()
+    iou_types, left_out = shared_iou_types(truth, [one for members in results.values() for one in members], sigmas)
+    counts = draw_counts(len(truth.imgs), num_resamples, seed)
+    evaluated = {
+        name: [_evaluate(truth, one, iou_types, counts, sigmas) for one in members] for name, members in results.items()
+    }
+    gains = [
+        _gains(truth, name, baseline, runs, evaluated, {"seed": seed, "seed_sd": seed_sd})
+        for baseline in baselines
+        for name in runs
+        if name not in baselines
+    ]
     return {
         "ground_truth": str(ground_truth),
-        "num_images": len(coco.getImgIds()),
+        "num_images": len(truth.imgs),
         "num_resamples": num_resamples,
         "seed": seed,
+        "seed_sd": seed_sd,
         "baselines": list(baselines),
-        "iterations": value_at(next(iter(runs.values()))[0].config, "SOLVER.MAX_ITER"),
-        "images_per_batch": value_at(next(iter(runs.values()))[0].config, "SOLVER.IMS_PER_BATCH"),
-        "runs": table,
+        "iou_types": iou_types,
+        "left_out": left_out,
+        "iterations": first.value("SOLVER.MAX_ITER"),
+        "images_per_batch": first.value("SOLVER.IMS_PER_BATCH"),
+        "initialisation": initialisation_of(runs),
+        "differences": differences_of(runs) if force else [],
+        "runs": {name: _table_row(members, evaluated[name], iou_types) for name, members in runs.items()},
         "gains": gains,
     }
 
 
 @dataclass(frozen=True)
 class _Evaluated:
-    """One run: by type of IoU its AP and the costs of its errors; (I,) a score of each image."""
+    """One run: by type of IoU its AP and the dAP of its errors; (I,) a score of each image."""
 
     ap: dict[str, BootstrapAP]
-    costs: dict[str, dict[str, Replicated]]
+    errors: dict[str, dict[str, BootstrapEstimate]]
     image_scores: np.ndarray
 
 
-def _evaluate(coco, run: Run, counts: np.ndarray) -> _Evaluated:
-    ap, costs, scores = {}, {}, np.zeros(0)
-    for iou_type in IOU_TYPES:
-        evaluation = evaluate(coco, run.results, iou_type)
+def _evaluate(
+    truth: GroundTruth, results: Results, iou_types: list[str], counts: np.ndarray, sigmas: Sequence[float]
+) -> _Evaluated:
+    ap, errors, scores = {}, {}, np.zeros(0)
+    for iou_type in iou_types:
+        evaluation = evaluate(truth, results, iou_type, sigmas)
         ap[iou_type] = bootstrap_evaluation(evaluation, counts)
-        costs[iou_type] = error_costs(evaluation, counts)
-        if iou_type == "bbox":
+        if iou_type != "keypoints":  # TIDE is about boxes and masks
+            errors[iou_type] = error_dap(evaluation, counts)
+        if iou_type == iou_types[0]:
             scores = image_scores(evaluation, _SCORE_THAT_COUNTS)
-    return _Evaluated(ap, costs, scores)
+    return _Evaluated(ap, errors, scores)
 
 
-def _over_runs(values: Sequence[Replicated]) -> dict:
+def _table_row(members: list[Run], evaluated: list[_Evaluated], iou_types: list[str]) -> dict:
+    row: dict = {
+        "folders": [str(run.folder) for run in members],
+        "weights": [run.value("MODEL.WEIGHTS") for run in members],
+        "base_lr": [run.value("SOLVER.BASE_LR") for run in members],
+    }
+    row["precision"] = {
+        iou: np.mean([one.ap[iou_types[0]].precision[iou] for one in evaluated], axis=0).tolist()
+        for iou in ("0.50", "0.75")
+    }
+    for iou_type in iou_types:
+        metrics = evaluated[0].ap[iou_type].metrics
+        row[iou_type] = {
+            metric: _over_runs([one.ap[iou_type].metrics[metric] for one in evaluated]) for metric in metrics
+        }
+        if iou_type in evaluated[0].errors:
+            row[iou_type]["errors"] = {
+                kind: _over_runs([one.errors[iou_type][kind] for one in evaluated]) for kind in KINDS
+            }
+    return row
+
+
+def _over_runs(values: Sequence[BootstrapEstimate]) -> dict:
     points = [value.point for value in values]
     sd = float(np.std(points, ddof=1)) if len(points) > 1 else None
     return {"mean": float(np.mean(points)), "sd": sd, "values": points}
 
 
 def _gains(
-    candidate: str, ours: list[_Evaluated], baseline: str, theirs: list[_Evaluated], image_ids: list[int], seed: int
+    truth: GroundTruth,
+    candidate: str,
+    baseline: str,
+    runs: dict[str, list[Run]],
+    evaluated: dict[str, list[_Evaluated]],
+    options: dict,
 ) -> dict:
-    row: dict = {"candidate": candidate, "baseline": baseline}
-    for iou_type in IOU_TYPES:
-        before, after = [one.ap[iou_type] for one in theirs], [one.ap[iou_type] for one in ours]
-        row[iou_type] = gain_between(before, after, seed)
-        row[iou_type]["classes"] = class_gains(before, after, seed)
-        row[iou_type]["errors"] = {
-            kind: gain_of(
-                [one.costs[iou_type][kind] for one in theirs], [one.costs[iou_type][kind] for one in ours], seed
-            )
-            for kind in KINDS
-        }
-    difference = np.mean([one.image_scores for one in ours], axis=0)
-    difference -= np.mean([one.image_scores for one in theirs], axis=0)
+    orders = [_order_of_seeds(runs[name]) for name in (baseline, candidate)]
+    paired = len(orders[0]) >= _PAIRS_THAT_PAY and orders[0].keys() == orders[1].keys()
+    before, after = evaluated[baseline], evaluated[candidate]
+    if paired:
+        before, after = ([side[i] for i in order.values()] for side, order in zip((before, after), orders, strict=True))
+    options = options | {"paired": paired}
+    row: dict = {"candidate": candidate, "baseline": baseline, "paired": paired}
+    for iou_type in before[0].ap:
+        aps = [one.ap[iou_type] for one in before], [one.ap[iou_type] for one in after]
+        row[iou_type] = gain_between(*aps, **options)
+        row[iou_type]["verdict"] = verdict(row[iou_type]["AP"])
+        row[iou_type]["settle"] = what_would_settle(row[iou_type]["AP"], len(truth.imgs))
+        row[iou_type]["classes"] = class_gains(*aps, **options)
+        if iou_type in before[0].errors:
+            row[iou_type]["errors"] = {
+                kind: gain_of(
+                    [one.errors[iou_type][kind] for one in before],
+                    [one.errors[iou_type][kind] for one in after],
+                    **options,
+                )
+                for kind in KINDS
+            }
+    difference = np.mean([one.image_scores for one in after], axis=0)
+    difference -= np.mean([one.image_scores for one in before], axis=0)
     order = np.argsort(-difference, kind="stable")
-    ids = np.array(sorted(image_ids))
+    ids = [truth.images.original(number) for number in sorted(truth.imgs)]
     row["images"] = {
-        "best": [int(ids[i]) for i in order[:_IMAGES_SHOWN] if difference[i] > 0],
-        "worst": [int(ids[i]) for i in order[::-1][:_IMAGES_SHOWN] if difference[i] < 0],
+        "best": [ids[i] for i in order[:_IMAGES_SHOWN] if difference[i] > 0],
+        "worst": [ids[i] for i in order[::-1][:_IMAGES_SHOWN] if difference[i] < 0],
     }
     return row
 
 
-def verdict(gain: dict) -> str:
-    """Returns "gain", "loss" or "no gain shown", by whether the 95% interval excludes 0."""
-    low, high = gain["interval"]
-    return "gain" if low > 0 else "loss" if high < 0 else "no gain shown"
+def _order_of_seeds(side: list[Run]) -> dict[int, int]:
+    """Seed -> place of its run, by rising seed; empty where seeds are random or repeat."""
+    places = {run.value("SEED"): place for place, run in enumerate(side)}
+    is_known = len(places) == len(side) and all(isinstance(seed, int) and seed >= 0 for seed in places)
+    return dict(sorted(places.items())) if is_known else {}

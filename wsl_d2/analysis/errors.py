@@ -1,16 +1,16 @@
-"""What kinds of error cost a detector its AP50, after TIDE (arXiv 2008.08115), with intervals.
+"""TIDE's kinds of error (arXiv 2008.08115) and their dAP, what AP50 would gain without them, with intervals.
 
-A detection that finds no object at IoU 0.5 is, by its overlap with objects of its own class and of others:
+A detection that is a false positive at IoU 0.5 is, by its overlap with objects of its own class and of others:
 
-    class         0.5 or more with an object of another class
-    location      0.1 to 0.5 with one of its own class
-    both          0.1 to 0.5 with one of another class
-    duplicate     0.5 or more with one of its own class, which a detection of a higher score has found
-    background    below 0.1 with every object
+    classification  0.5 or more with an object of another class
+    localization    0.1 to 0.5 with one of its own class
+    both            0.1 to 0.5 with one of another class
+    duplicate       0.5 or more with one of its own class, which a detection of a higher score has found
+    background      below 0.1 with every object
 
-An object that no detection finds, nor would find were its class or its place put right, is "missed". The cost of a kind
-is what AP50 would gain if it were mended: class and location are put right where the object is not found otherwise,
-other detections are left out, missed objects do not count. Costs do not add up to what is missing of 100.
+An object that no detection finds, nor would find were its class or its box right, is "missed". The dAP of a kind is the
+AP50 without it, minus AP50: classification and localization errors become true positives where the object is not found
+otherwise, other false positives are left out, missed objects do not count. dAPs do not add up to 100 - AP50.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ import numpy as np
 from pycocotools import mask as mask_api
 from pycocotools.cocoeval import COCOeval
 
-from wsl_d2.analysis.ap_gain import Replicated, resampled_ap
+from wsl_d2.analysis.ap_gain import mean_of_defined, resampled_ap
+from wsl_d2.analysis.gain import BootstrapEstimate
 from wsl_d2.analysis.matches import ClassMatches, class_matches, entries_of
 
-KINDS = ("class", "location", "both", "duplicate", "background", "missed")
+KINDS = ("classification", "localization", "both", "duplicate", "background", "missed")
 _FOREGROUND, _BACKGROUND = 0.5, 0.1
 
 
-def error_costs(evaluation: COCOeval, counts: np.ndarray) -> dict[str, Replicated]:
-    """Returns kind -> points of AP50 that it costs.
+def error_dap(evaluation: COCOeval, counts: np.ndarray) -> dict[str, BootstrapEstimate]:
+    """Returns kind -> dAP, in points of AP50.
 
     Args:
         evaluation: of :func:`wsl_d2.analysis.matches.evaluate`.
@@ -40,12 +41,12 @@ def error_costs(evaluation: COCOeval, counts: np.ndarray) -> dict[str, Replicate
     weights = np.concatenate([np.ones((1, counts.shape[1])), counts]).T.astype(np.float32, order="C")
     tables = _tables(evaluation)
     as_it_is = _mean_ap([table.matches() for table in tables], evaluation, weights)
-    costs = {}
+    daps = {}
     for kind in KINDS:
-        mended = _mean_ap([table.matches(kind) for table in tables], evaluation, weights)
-        difference = 100 * (mended - as_it_is)
-        costs[kind] = Replicated(float(difference[0]), difference[1:])
-    return costs
+        without = _mean_ap([table.matches(without=kind) for table in tables], evaluation, weights)
+        difference = 100 * (without - as_it_is)
+        daps[kind] = BootstrapEstimate(float(difference[0]), difference[1:])
+    return daps
 
 
 def count_errors(evaluation: COCOeval) -> dict[str, int]:
@@ -69,7 +70,7 @@ def _mean_ap(matches: list[ClassMatches | None], evaluation: COCOeval, weights: 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(work, [one for one in matches if one is not None]))
     values = np.array([row for row in found if not np.isnan(row[0])])
-    return np.nanmean(values, axis=0) if len(values) else np.zeros(weights.shape[1])
+    return mean_of_defined(values, axis=(0,)) if len(values) else np.zeros(weights.shape[1])
 
 
 class _Table:
@@ -92,26 +93,26 @@ class _Table:
             self.found |= {g for g, d in zip(entry["gtIds"], entry["gtMatches"][0], strict=True) if d}
         self.kind = np.full(len(order), -1)  # place in KINDS
         self.is_wrong = self.plain.counted[0] & ~self.plain.true[0]
-        self.mended = np.zeros(len(order), bool)  # the detection would find an object
+        self.would_find = np.zeros(len(order), bool)  # an object, were its box right
         self.additions: list[tuple[int, float]] = []  # (place of the image, score) of detections of another class
         self.num_missed = np.zeros(len(self.plain.images), int)
 
-    def matches(self, kind: str = "") -> ClassMatches | None:
-        """The matches at IoU 0.5 alone, with the errors of a kind mended."""
+    def matches(self, without: str = "") -> ClassMatches | None:
+        """The matches at IoU 0.5 alone, without the errors of a kind."""
         if self.plain is None:
             return None
         plain = self.plain
         one = replace(plain, true=plain.true[:1], counted=plain.counted[:1])
-        if not kind:
+        if not without:
             return one
-        if kind == "missed":
+        if without == "missed":
             return replace(one, num_objects=plain.num_objects - self.num_missed)
-        wrong = self.kind == KINDS.index(kind)
+        wrong = self.kind == KINDS.index(without)
         true, counted = one.true.copy(), one.counted.copy()
         counted[0, wrong] = False
-        if kind == "location":
-            true[0, self.mended], counted[0, self.mended] = True, True
-        if kind != "class" or not self.additions:
+        if without == "localization":
+            true[0, self.would_find], counted[0, self.would_find] = True, True
+        if without != "classification" or not self.additions:
             return replace(one, true=true, counted=counted)
         place_of = {place: row for row, place in enumerate(plain.images.tolist())}
         images = np.array([place_of[place] for place, _ in self.additions])
@@ -147,14 +148,14 @@ def _classify(evaluation: COCOeval, tables: list[_Table], place: int, image: int
     near_own = best_own >= _BACKGROUND
     kinds = np.select(
         [near_own & (best_own < _FOREGROUND), near_own, best_other >= _FOREGROUND, best_other >= _BACKGROUND],
-        [KINDS.index(kind) for kind in ("location", "duplicate", "class", "both")],
+        [KINDS.index(kind) for kind in ("localization", "duplicate", "classification", "both")],
         KINDS.index("background"),
     )
     for (k, _, row), kind in zip(wrong, kinds, strict=True):
         tables[k].kind[row] = kind
     found = {g["id"] for k, g in objects if g["id"] in tables[k].found}
     near = set(found)
-    for name, overlap in (("location", own), ("class", other)):
+    for name, overlap in (("localization", own), ("classification", other)):
         taken = set(found)
         for number in np.flatnonzero(kinds == KINDS.index(name)):
             k, detection, row = wrong[number]
@@ -163,8 +164,8 @@ def _classify(evaluation: COCOeval, tables: list[_Table], place: int, image: int
             if ground["id"] in taken:
                 continue
             taken.add(ground["id"])
-            if name == "location":
-                tables[k].mended[row] = True
+            if name == "localization":
+                tables[k].would_find[row] = True
             else:
                 tables[target].additions.append((place, detection["score"]))
     for k, ground in objects:

@@ -6,9 +6,7 @@ D detections in order of falling score.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +15,17 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-IOU_TYPES = ("bbox", "segm")
-AREAS = ("all", "small", "medium", "large")
-MAX_DETECTIONS = 100
+from wsl_d2.coco import (
+    IOU_TYPES,
+    PLURALS,
+    CocoError,
+    GroundTruth,
+    Results,
+    match,
+    read_coco,
+    read_results,
+    shared_iou_types,
+)
 
 
 @dataclass(frozen=True)
@@ -41,44 +47,48 @@ class ClassMatches:
     counted: np.ndarray
 
 
-def load_ground_truth(gt_json: str | Path) -> COCO:
-    """Reads COCO annotations without pycocotools' chatter."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(str(gt_json))
+def as_ground_truth(ground_truth: COCO | str | Path) -> GroundTruth:
+    """Reads annotations to compare by; what :func:`wsl_d2.coco.read_coco` gives is returned as it is.
+
+    Raises:
+        CocoError: see :func:`wsl_d2.coco.read_coco`; or there are no objects.
+    """
+    if isinstance(ground_truth, GroundTruth):
+        found = ground_truth
+    elif isinstance(ground_truth, COCO):
+        found = GroundTruth(copy.deepcopy(ground_truth.dataset), "the ground truth")
+    else:
+        found = read_coco(ground_truth)
+    if not found.dataset["annotations"]:
+        raise CocoError(f"{found.source} has no annotations; there is nothing to compare detections with.")
+    return found
 
 
-def evaluate(ground_truth: COCO, results: Sequence[dict] | str | Path, iou_type: str) -> COCOeval:
+def evaluate(
+    ground_truth: COCO | str | Path,
+    results: Results | Sequence[dict] | str | Path,
+    iou_type: str,
+    oks_sigmas: Sequence[float] = (),
+) -> COCOeval:
     """Matches and accumulates with pycocotools.
 
     Args:
         results: detections in COCO's result format, or the path of their JSON.
+        oks_sigmas: of keypoints; COCO's by default.
 
     Raises:
-        ValueError: unknown ``iou_type``, or detections on images that the ground truth lacks.
+        ValueError: unknown ``iou_type``.
+        CocoError: the ground truth or the detections cannot be read, or lack what ``iou_type`` needs.
     """
     if iou_type not in IOU_TYPES:
         raise ValueError(f"iou_type must be one of {', '.join(IOU_TYPES)}, got {iou_type!r}.")
-    source, items = "the results", results
-    if isinstance(results, (str, Path)):
-        source, items = str(results), json.loads(Path(results).read_text())
-    found: Sequence[dict] = items  # type: ignore[assignment]
-    unknown = {detection["image_id"] for detection in found} - set(ground_truth.getImgIds())
-    if unknown:
-        raise ValueError(
-            f"{source} hold detections on {len(unknown)} images that the ground truth lacks, such as image_id "
-            f"{sorted(unknown)[0]}; compare runs on the dataset they were evaluated on."
-        )
-    with contextlib.redirect_stdout(io.StringIO()):
-        # loadRes refuses an empty list; an index without annotations is what it would return
-        detections = ground_truth.loadRes([dict(result) for result in found]) if found else COCO()
-        if not found:
-            detections.dataset = {"images": ground_truth.dataset["images"], "annotations": []}
-            detections.createIndex()
-        evaluation = COCOeval(ground_truth, detections, iou_type)
-        evaluation.params.maxDets = [1, 10, MAX_DETECTIONS]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return evaluation
+    truth = as_ground_truth(ground_truth)
+    found = results if isinstance(results, Results) else read_results(truth, results)
+    lacking = [one.source for one in (truth, found) if iou_type not in one.iou_types]
+    _, left_out = shared_iou_types(truth, [found], oks_sigmas)
+    if reason := left_out.get(iou_type, lacking and f"no {PLURALS[iou_type]} in {' and '.join(lacking)}"):
+        raise CocoError(f"{iou_type} cannot be evaluated: {reason}.")
+    return match(truth, found, iou_type, oks_sigmas=oks_sigmas)
 
 
 def entries_of(evaluation: COCOeval, class_place: int, area: int) -> list[tuple[int, dict]]:
@@ -94,7 +104,7 @@ def class_matches(evaluation: COCOeval, class_place: int, area: int) -> ClassMat
 
     Args:
         class_place: of the class in ``evaluation.params.catIds``.
-        area: place in :data:`AREAS`.
+        area: place in ``evaluation.params.areaRng``; 0 is all.
     """
     entries = entries_of(evaluation, class_place, area)
     if not entries:

@@ -1,16 +1,22 @@
-"""Reads Detectron2's run folders: config.yaml, metrics.json, inference/coco_instances_results.json."""
+"""Reads run folders: record.json, config.yaml, metrics.json, inference/coco_instances_results.json."""
 
 from __future__ import annotations
 
+import ast
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from wsl_d2.errors import UserError
+from wsl_d2.run_keys import KEYS_OF_INITIALISATION, KEYS_OF_PLACE_AND_SPEED, flatten, is_among, same_spelling
 
-class RunError(ValueError):
+_NOT_THERE = "not there"
+
+
+class RunError(UserError, ValueError):
     """A run folder lacks something, or two runs cannot be compared."""
 
 
@@ -20,13 +26,26 @@ class Run:
 
     Args:
         folder: the run's OUTPUT_DIR.
-        config: config.yaml as nested dicts.
+        config: dotted key -> the value as text, as :func:`wsl_d2.run_keys.flatten` spells it; from record.json, of what
+            was run, or where that has none from config.yaml.
         results: path of the detections.
+        data: facts about the data, such as checksums of annotations, from record.json.
+        changed: keys that count and differ in config.yaml -> its value.
     """
 
     folder: Path
-    config: dict
+    config: dict[str, str]
     results: Path
+    data: dict[str, str] = field(default_factory=dict)
+    changed: dict[str, str] = field(default_factory=dict)
+
+    def value(self, key: str):
+        """Returns the value of a config key, None where it is absent."""
+        text = self.config.get(key, "None")
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
 
 
 def read_metrics(folder: str | Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -44,6 +63,8 @@ def read_metrics(folder: str | Path) -> dict[str, tuple[list[int], list[float]]]
             record = json.loads(line)
         except ValueError:
             continue  # the line a killed run was writing; its resumed successor wrote it again
+        if not isinstance(record, dict) or "iteration" not in record:
+            continue
         iteration = record.pop("iteration")
         for name, value in record.items():
             values.setdefault(name, {})[iteration] = value
@@ -54,72 +75,101 @@ def read_run(folder: str | Path) -> Run:
     """Opens a finished detection run.
 
     Raises:
-        RunError: a file is missing; the message says which, and what to run.
+        RunError: a file is missing or cannot be read; the message says which, and what to run.
     """
     folder = Path(folder)
-    config = folder / "config.yaml"
+    record, written = _read_record(folder / "record.json"), _read_config(folder / "config.yaml")
     results = folder / "inference" / "coco_instances_results.json"
-    for path in (config, results):
-        if not path.is_file():
+    config = same_spelling(_texts(record.get("config"))) or written
+    for path, is_there in ((folder / "config.yaml", config), (results, results.is_file())):
+        if not is_there:
             raise RunError(
                 f"{path} does not exist; finish the run with `tools/train_net.py --config-file ... --resume OUTPUT_DIR "
                 f"{folder}`."
             )
-    return Run(folder, yaml.safe_load(config.read_text()), results)
+    changed = {key: value for key, value in written.items() if _counts(key) and config.get(key, value) != value}
+    return Run(folder, config, results, _texts(record.get("data")), changed)
 
 
-COMPARABLE_KEYS = (
-    "DATASETS.TRAIN",
-    "DATASETS.TEST",
-    "INPUT.MIN_SIZE_TRAIN",
-    "INPUT.MAX_SIZE_TRAIN",
-    "INPUT.MIN_SIZE_TEST",
-    "INPUT.MAX_SIZE_TEST",
-    "MODEL.BACKBONE.NAME",
-    "MODEL.BACKBONE.FREEZE_AT",
-    "MODEL.META_ARCHITECTURE",
-    "MODEL.RESNETS.NORM",
-    "MODEL.ROI_HEADS.NUM_CLASSES",
-    "SOLVER.IMS_PER_BATCH",
-    "SOLVER.MAX_ITER",
-    "SOLVER.STEPS",
-    "TEST.DETECTIONS_PER_IMAGE",
-)
+def _read_record(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} cannot be read ({error}); remove it to go by config.yaml.") from error
+    return record if isinstance(record, dict) else {}
 
 
-def value_at(config: dict, key: str):
-    """Returns the value of a dotted key, None where it is absent."""
-    node = config
-    for part in key.split("."):
-        if not isinstance(node, dict) or part not in node:
-            return None
-        node = node[part]
-    return node
+def _texts(entry) -> dict[str, str]:
+    return {str(key): str(value) for key, value in entry.items()} if isinstance(entry, dict) else {}
+
+
+def _read_config(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{path} holds no config; it must be the one that Detectron2 wrote.")
+    return flatten(config)
+
+
+def _counts(key: str) -> bool:
+    """Whether runs that differ in a key cannot be compared."""
+    return not is_among(key, KEYS_OF_PLACE_AND_SPEED + KEYS_OF_INITIALISATION)
+
+
+def differences_of(runs: dict[str, list[Run]]) -> list[str]:
+    """Returns one sentence for each difference between runs, and inside a run, that makes them incomparable.
+
+    Every key of the config counts, but those of place and speed and those of the initialisation
+    (:mod:`wsl_d2.run_keys`); so does each fact about the data that both runs have.
+    """
+    (first_name, first_runs), *_ = runs.items()
+    first = first_runs[0]
+    found = []
+    for name, members in runs.items():
+        for run in members:
+            keys = [key for key in sorted(run.config.keys() | first.config.keys()) if _counts(key)]
+            pairs = [(key, first.config.get(key, _NOT_THERE), run.config.get(key, _NOT_THERE)) for key in keys]
+            pairs += [(key, first.data[key], run.data[key]) for key in sorted(run.data.keys() & first.data.keys())]
+            found += [
+                f"{key}: {theirs} in {first_name} ({first.folder}), {ours} in {name} ({run.folder})"
+                for key, theirs, ours in pairs
+                if ours != theirs
+            ]
+            for key, value in sorted(run.changed.items()):
+                found.append(
+                    f"{key}: {run.config[key]} in {run.folder / 'record.json'}, {value} in config.yaml, which was "
+                    "changed after the run (also by evaluating with other options)"
+                )
+    return found
 
 
 def check_comparable(runs: dict[str, list[Run]]) -> None:
     """Refuses runs that differ in more than initialisation, learning rate and seed.
 
     Raises:
-        RunError: listing each key with the values of the two runs.
+        RunError: listing every difference with both values and folders.
     """
-    (first_name, first_runs), *_ = runs.items()
-    first = first_runs[0]
-    differences = []
-    for name, members in runs.items():
-        for run in members:
-            for key in COMPARABLE_KEYS:
-                if value_at(run.config, key) != value_at(first.config, key):
-                    differences.append(
-                        f"{key}: {value_at(first.config, key)} in {first_name} ({first.folder}), "
-                        f"{value_at(run.config, key)} in {name} ({run.folder})"
-                    )
-    if differences:
+    if found := differences_of(runs):
         raise RunError(
-            "the runs cannot be compared, they differ in more than their initialisation:\n  "
-            + "\n  ".join(differences)
-            + "\nUse --force to compare them all the same."
+            f"the runs cannot be compared, they differ in more than their initialisation: {'; '.join(found)}. Use "
+            "--force to compare them all the same."
         )
+
+
+def initialisation_of(runs: dict[str, list[Run]]) -> dict[str, dict[str, list]]:
+    """Returns the keys that runs may differ in, and do -> initialisation -> the value of each run."""
+    found = {}
+    for key in KEYS_OF_INITIALISATION:
+        values = {name: [run.value(key) for run in members] for name, members in runs.items()}
+        if len({repr(value) for members in values.values() for value in members}) > 1:
+            found[key] = values
+    return found
 
 
 def without_nan(value):

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from wsl_d2.analysis.ap_gain import METRICS
-from wsl_d2.analysis.compare import verdict
-from wsl_d2.analysis.records import read_metrics
+from wsl_d2.analysis.gain import shown_interval
+from wsl_d2.analysis.records import RunError, read_metrics
 from wsl_d2.report.pictures import SCORE_SHOWN, picture_rows
 from wsl_d2.report.plots import (
     IOU_NAMES,
@@ -22,30 +22,69 @@ from wsl_d2.report.plots import (
 
 _COLUMNS = ("AP", "AP50", "AP75")
 _FEW_OBJECTS = 30
+_INTERVALS = "<figcaption>95% intervals: thick over images, thin over images and training seeds.</figcaption>"
+_WITHOUT = {"APs": "no small objects", "APm": "no medium objects", "APl": "no large objects"}
 
 
-def format_cell(cell: dict) -> str:
-    """Returns "26.7", or "26.7 ± 0.4" with several seeds."""
+def format_cell(cell: dict, metric: str = "AP") -> str:
+    """Returns "26.7", "26.7 ± 0.4" with several seeds, or that there are no objects of that size."""
+    if cell["mean"] != cell["mean"]:
+        return _WITHOUT.get(metric, "no objects")
     return f"{cell['mean']:.1f}" + (f" ± {cell['sd']:.1f}" if cell["sd"] is not None else "")
 
 
 def describe_gain(row: dict, iou_type: str, metric: str = "AP") -> str:
-    """Returns e.g. "wsl - imagenet: +5.1 box AP [3.2, 7.0]: gain"."""
+    """Returns a sentence that names what it is about, e.g. "wsl adds 9.3 box AP to these detectors (imagenet 17.9, wsl
+    27.2), 95% interval 7.5 to 11.0 over images; one run each, nothing about other trainings"."""
     gain = row[iou_type][metric]
-    low, high = gain["interval"]
+    what = f"{IOU_NAMES[iou_type]} {metric}"
+    if gain["gain"] != gain["gain"]:
+        return f"{row['candidate']} - {row['baseline']}, {what}: {_WITHOUT.get(metric, 'no objects')}"
+    low, high = shown_interval(gain)
+    amount, adds = f"{abs(gain['gain']):.1f} {what}", gain["gain"] >= 0
+    values = f"({row['baseline']} {gain['baseline']:.1f}, {row['candidate']} {gain['candidate']:.1f})"
+    least, most = min(gain["num_runs"]), max(gain["num_runs"])
+    runs = f"{least} to {most} runs each" if least < most else f"{most} runs each" if most > 1 else "one run each"
+    if not gain["method_interval"]:
+        effect = f"adds {amount} to these detectors" if adds else f"costs these detectors {amount}"
+        return (
+            f"{row['candidate']} {effect} {values}, 95% interval {low:.1f} to {high:.1f} over images; {runs}, nothing "
+            "about other trainings"
+        )
+    few, many = gain["interval"]
+    assumed = ", whose spread is assumed" if least == 1 else ", paired by seed" if row.get("paired") else ""
     return (
-        f"{row['candidate']} - {row['baseline']}: {gain['gain']:+.1f} {IOU_NAMES[iou_type]} {metric} "
-        f"[{low:+.1f}, {high:+.1f}]: {verdict(gain)}"
+        f"{row['candidate']} {'adds' if adds else 'costs'} {amount} {values}, 95% interval {low:.1f} to {high:.1f} "
+        f"over images and training seeds{assumed} ({few:.1f} to {many:.1f} over images alone); {runs}"
     )
 
 
-def _with_interval(gain: dict) -> str:
-    low, high = gain["interval"]
+def describe_settling(row: dict, iou_type: str) -> str:
+    """Returns what would make the answer about AP more certain."""
+    gain, settle = row[iou_type]["AP"], row[iou_type]["settle"]
+    low, high = shown_interval(gain)
+    name = "half_as_wide" if low > 0 or high < 0 else "exclude_0"
+    goal = "half as wide an interval" if name == "half_as_wide" else "an interval on one side of 0"
+    ways = []
+    if settle[name]["runs"]:
+        ways.append(f"{settle[name]['runs']} runs on each side")
+    if settle[name]["images"]:
+        ways.append(f"{settle[name]['images']:,} images")
+    if gain["seed_sds"] is None:
+        first = "to learn about other trainings, train each side at least 3 times, or assume a spread with --seed-sd"
+        return first + (f"; {goal}, of these detectors: {ways[0]}" if ways else "")
+    return f"{goal}: " + (" or ".join(ways) if ways else "more than 1,000 runs or images a thousandfold")
+
+
+def _with_interval(gain: dict, metric: str = "AP", interval: list[float] | None = None) -> str:
+    if gain["gain"] != gain["gain"]:
+        return _WITHOUT.get(metric, "no objects")
+    low, high = interval or shown_interval(gain)
     return f"{gain['gain']:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _p_value(value: float) -> str:
-    return "" if value != value else "&lt; 0.002" if value < 0.002 else f"{value:.3f}"
+def _p_value(value: float | None) -> str:
+    return "" if value is None or value != value else "&lt; 0.002" if value < 0.002 else f"{value:.3f}"
 
 
 def _table(headers: list[str], rows: list[list[str]], classes: list[str] | None = None) -> str:
@@ -96,83 +135,90 @@ def write_report(
 
 def _headlines(comparison: dict, title: str) -> list[str]:
     text = html.escape
+    main = comparison["iou_types"][0]
     parts = [f"<h1>{text(title)}</h1>"]
-    for row in comparison["gains"]:
-        for iou_type in IOU_NAMES:
-            sentence, _, outcome = describe_gain(row, iou_type).rpartition(": ")
-            parts.append(f'<p class="headline">{text(sentence)}: <span class="verdict">{text(outcome)}</span></p>')
-    numbers = sorted({len(run["folders"]) for run in comparison["runs"].values()})
-    seeds = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
-    caution = (
-        "With one training seed, the interval tells what other images would give, not what another training would: "
-        "repeated trainings on COCO are reported to differ by 0.2 to 0.3 AP. "
-        if numbers[0] == 1
-        else ""
-    )
+    for row in sorted(comparison["gains"], key=lambda row: -row[main]["AP"]["gain"]):
+        for iou_type in comparison["iou_types"]:
+            verdict = f': <span class="verdict">{row[iou_type]["verdict"]}</span>'
+            known = verdict if row[iou_type]["AP"]["method_interval"] else ""
+            parts.append(f'<p class="headline">{text(describe_gain(row, iou_type))}{known}.</p>')
+        parts.append(f"<p>More certain ({IOU_NAMES[main]} AP) would be {text(describe_settling(row, main))}.</p>")
+    for iou_type, reason in comparison["left_out"].items():
+        parts.append(f"<p>{IOU_NAMES[iou_type]} AP is not compared: {text(reason)}.</p>")
     parts.append(
-        f"<p>95% intervals of a paired bootstrap over {comparison['num_images']:,} images; training seeds of each "
-        f"initialisation: {seeds}; {comparison['num_resamples']:,} resamples. {caution}"
-        "The verdict is “gain” where the interval lies above 0 and “loss” where it lies below.</p>"
+        "<p>“Over images”: these models on other images, by a paired bootstrap over "
+        f"{comparison['num_images']:,} images ({comparison['num_resamples']:,} resamples). “Over images and training "
+        "seeds”: trained again, too; it takes at least 2 runs on each side. The verdict is of the second: “gain” where "
+        "it lies above 0, “loss” where it lies below. Repeated trainings on COCO are reported to differ by 0.2 to 0.3 "
+        "AP.</p>"
     )
     return parts
 
 
 def _tables(comparison: dict) -> list[str]:
     text = html.escape
-    headers = ["initialisation", *(f"{IOU_NAMES[t]} {m}" for t in IOU_NAMES for m in _COLUMNS)]
+    iou_types = comparison["iou_types"]
+    headers = ["initialisation", *(f"{IOU_NAMES[t]} {m}" for t in iou_types for m in _COLUMNS)]
     rows = [
-        [text(name), *(format_cell(run[t][m]) for t in IOU_NAMES for m in _COLUMNS)]
+        [text(name), *(format_cell(run[t][m], m) for t in iou_types for m in _COLUMNS)]
         for name, run in comparison["runs"].items()
     ]
     shaded = ["baseline" if name in comparison["baselines"] else "" for name in comparison["runs"]]
     parts = ["<h2>AP of each initialisation</h2>", _table(headers, rows, shaded)]
-    parts.append("<p>AP in points, 0 to 100. Baselines are shaded.</p>")
+    parts.append("<p>AP in points, 0 to 100; ± is the standard deviation between seeds. Baselines are shaded.</p>")
     if not comparison["gains"]:
         return parts
-    parts.append(f"<h2>Gains</h2><figure>{plot_gains(comparison)}</figure>")
+    parts.append(f"<h2>Gains</h2><figure>{plot_gains(comparison)}{_INTERVALS}</figure>")
     rows = []
     for row in comparison["gains"]:
-        for iou_type, name in IOU_NAMES.items():
-            ap = row[iou_type]["AP"]
-            of_seeds = "" if ap["p_value_of_seeds"] is None else f"{ap['p_value_of_seeds']:.3f}"
-            rows.append(
-                [f"{text(row['candidate'])} − {text(row['baseline'])}, {name}"]
-                + [_with_interval(row[iou_type][metric]) for metric in METRICS]
-                + [_p_value(ap["p_value"]), of_seeds]
-            )
-    parts.append(_table(["gain", *METRICS, "p of AP", "p of seeds"], rows))
+        for iou_type in iou_types:
+            gains = row[iou_type]
+            about = f"{text(row['candidate'])} − {text(row['baseline'])}, {IOU_NAMES[iou_type]}"
+            kinds = [
+                ("over images and seeds", "method_interval", "method_p_value"),
+                ("over images", "interval", "p_value"),
+            ]
+            for kind, interval, p_value in kinds:
+                if gains["AP"][interval]:
+                    cells = [_with_interval(gains[m], m, gains[m][interval]) if m in gains else "" for m in METRICS]
+                    rows.append([f"{about}, {kind}", *cells, _p_value(gains["AP"][p_value])])
+    parts.append(_table(["gain", *METRICS, "p of AP"], rows))
     parts.append(
-        "<p>APs, APm and APl: objects of less than 32² pixels, up to 96², and larger. “p of AP” is of the bootstrap, "
-        "two-sided; “p of seeds” of Welch’s t test on the runs’ AP alone.</p>"
+        "<p>APs, APm and APl: objects of less than 32² pixels, up to 96², and larger. p values are two-sided.</p>"
     )
     curves = {name: run["precision"] for name, run in comparison["runs"].items()}
-    parts.append(f"<h2>Precision and recall, boxes</h2><figure>{plot_precision(curves)}</figure>")
+    main = IOU_NAMES[iou_types[0]]
+    parts.append(f"<h2>Precision and recall ({main} AP)</h2><figure>{plot_precision(curves)}</figure>")
     return parts
 
 
 def _classes_and_errors(comparison: dict) -> list[str]:
     text = html.escape
-    costs = {
-        name: {kind: cell["mean"] for kind, cell in run["bbox"]["errors"].items()}
-        for name, run in comparison["runs"].items()
-    }
-    kinds = list(next(iter(costs.values())))
-    parts = [
-        "<h2>What kinds of error cost</h2>"
-        f"<figure>{plot_errors(costs)}<figcaption>Points of AP50 (boxes) that mending one kind of error would give: "
-        "class, place or both wrong; found twice; nothing there; missed. After TIDE.</figcaption></figure>"
-    ]
-    rows = [
-        [f"{text(row['candidate'])} − {text(row['baseline'])}, {name}"]
-        + [_with_interval(row[iou_type]["errors"][kind]) for kind in kinds]
-        for row in comparison["gains"]
-        for iou_type, name in IOU_NAMES.items()
-    ]
-    if rows:
-        parts.append(_table(["difference of the costs", *kinds], rows))
+    main = comparison["iou_types"][0]
+    parts = []
+    with_errors = [t for t in comparison["iou_types"] if t != "keypoints"]
+    if with_errors:
+        daps = {
+            name: {kind: cell["mean"] for kind, cell in run[with_errors[0]]["errors"].items()}
+            for name, run in comparison["runs"].items()
+        }
+        kinds = list(next(iter(daps.values())))
+        parts.append(
+            f"<h2>Kinds of error</h2><figure>{plot_errors(daps)}<figcaption>dAP of TIDE: what AP50 "
+            f"({IOU_NAMES[with_errors[0]]}) would gain without false positives of one kind (class, localization or "
+            "both wrong; duplicates; background), or without missed objects.</figcaption></figure>"
+        )
+        rows = [
+            [f"{text(row['candidate'])} − {text(row['baseline'])}, {IOU_NAMES[iou_type]}"]
+            + [_with_interval(row[iou_type]["errors"][kind]) for kind in kinds]
+            for row in comparison["gains"]
+            for iou_type in with_errors
+        ]
+        if rows:
+            parts.append(_table(["difference of dAP", *kinds], rows))
     for row in comparison["gains"]:
         title = f"{text(row['candidate'])} − {text(row['baseline'])}"
-        svg = plot_classes(row["bbox"]["classes"], "gain in box AP, points", _FEW_OBJECTS)
+        svg = plot_classes(row[main]["classes"], f"gain in {IOU_NAMES[main]} AP, points", _FEW_OBJECTS)
         parts.append(
             f"<h2>{title}, by class</h2><figure>{svg}<figcaption>In brackets the number of objects; grey: fewer than "
             f"{_FEW_OBJECTS}. Filled: p &lt; 0.05 after Holm’s correction for the number of classes.</figcaption>"
@@ -183,16 +229,22 @@ def _classes_and_errors(comparison: dict) -> list[str]:
 
 def _training(comparison: dict, curves: dict[str, Path]) -> list[str]:
     names, parts = list(comparison["runs"]), []
+    folders = {name: Path(run["folders"][0]) for name, run in comparison["runs"].items()}
     detection = {
         name: metrics["total_loss"]
-        for name, run in comparison["runs"].items()
-        if "total_loss" in (metrics := read_metrics(run["folders"][0]))
+        for name, folder in folders.items()
+        if (folder / "metrics.json").is_file() and "total_loss" in (metrics := read_metrics(folder))
     }
     if detection:
         svg = plot_curves(detection, names, "iterations", "detection loss")
         parts.append(f"<h2>Training</h2><figure>{svg}<figcaption>Detector, all loss terms</figcaption></figure>")
-    if curves:
-        series = {name: read_metrics(folder)["loss_hashtag"] for name, folder in curves.items()}
+    series = {}
+    for name, folder in curves.items():
+        metrics = read_metrics(folder)
+        if "loss_hashtag" not in metrics:
+            raise RunError(f"{folder / 'metrics.json'} has no loss_hashtag; --curve is for runs of a pretraining.")
+        series[name] = metrics["loss_hashtag"]
+    if series:
         svg = plot_curves(series, names, "iterations", "pretraining loss, nats")
         parts.append(
             f"<figure>{svg}<figcaption>Pretraining: softmax cross-entropy with 1/k targets</figcaption></figure>"
@@ -202,9 +254,10 @@ def _training(comparison: dict, curves: dict[str, Path]) -> list[str]:
 
 def _pictures(comparison: dict, image_folder: Path) -> list[str]:
     text = html.escape
+    main = comparison["iou_types"][0]
     head = "".join(f"<th>{text(name)}</th>" for name in ["ground truth", *comparison["runs"]])
     parts = []
-    largest = sorted(comparison["gains"], key=lambda row: -row["bbox"]["AP"]["gain"])
+    largest = sorted(comparison["gains"], key=lambda row: -row[main]["AP"]["gain"])
     for row in largest[:1]:
         pair = f"{text(row['candidate'])} and {text(row['baseline'])}"
         parts.append(f"<h2>Images on which {pair} differ most</h2>")
@@ -220,18 +273,25 @@ def _pictures(comparison: dict, image_folder: Path) -> list[str]:
 
 def _conditions(comparison: dict, command: str) -> list[str]:
     text = html.escape
-    rows = []
-    for name, run in comparison["runs"].items():
-        rates = ", ".join(f"{rate:g}" for rate in sorted(set(run["base_lr"])))
-        weights = ", ".join(text(weight or "none") for weight in run["weights"])
-        rows.append([text(name), rates, weights])
-    provenance = {key: comparison[key] for key in ("ground_truth", "num_images", "num_resamples", "seed")}
+    names = list(comparison["runs"])
+    rows = [
+        [text(key), *(text(", ".join(dict.fromkeys(str(value) for value in values[name]))) for name in names)]
+        for key, values in comparison["initialisation"].items()
+    ]
+    provenance = {key: comparison[key] for key in ("ground_truth", "num_images", "num_resamples", "seed", "seed_sd")}
     folders = {name: run["folders"] for name, run in comparison["runs"].items()}
+    if comparison["differences"]:
+        held = "The runs are compared by force although they differ in more than their initialisation:"
+        held += "<ul>" + "".join(f"<li>{text(line)}</li>" for line in comparison["differences"]) + "</ul>"
+    else:
+        held = (
+            "By check, all runs have the same value of every config key that can change a result "
+            f"({comparison['iterations']} iterations of {comparison['images_per_batch']} images), and the same data as "
+            "far as their records tell."
+        )
     return [
-        "<h2>What was held equal</h2><p>Architecture, detector, data, schedule "
-        f"({comparison['iterations']} iterations of {comparison['images_per_batch']} images), image sizes and "
-        "evaluation are equal by check (runs that differ are refused). Different are:</p>",
-        _table(["initialisation", "learning rate", "weights"], rows),
+        f"<h2>What was held equal</h2><p>{held}</p><p>Different are:</p>",
+        _table(["key", *map(text, names)], rows),
         f"<h2>Provenance</h2><pre>{text(json.dumps(provenance | {'runs': folders}, indent=1))}</pre>",
         f"<pre>{text(command)}</pre>",
     ]

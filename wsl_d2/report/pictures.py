@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from pathlib import Path
 
 import matplotlib
@@ -15,8 +14,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from wsl_d2.analysis.matches import load_ground_truth
 from wsl_d2.analysis.records import RunError
+from wsl_d2.coco import read_coco, read_results
 
 SCORE_SHOWN = 0.5
 
@@ -34,21 +33,31 @@ def draw_objects(path: Path, objects: list[dict], names: dict[int, str], enlarge
         objects: each with "bbox" (x, y, w, h) in pixels, "category_id", and optionally "segmentation" as RLE.
         names: category id -> name.
         enlarge: factor by which the picture is scaled up.
+
+    Raises:
+        RunError: the file is no image.
     """
-    with Image.open(path) as opened:
-        pixels = np.asarray(opened.convert("RGB")).copy()
+    try:
+        with Image.open(path) as opened:
+            pixels = np.asarray(opened.convert("RGB")).copy()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read as an image: {error}.") from error
     palette = ["#d1495b", "#edae49", "#00798c", "#30638e", "#66a182", "#8d6a9f"]
     order = sorted(names)
     for item in objects:
         color = palette[order.index(item["category_id"]) % len(palette)]
         if isinstance(item.get("segmentation"), dict):
-            _outline(pixels, mask_api.decode(item["segmentation"]).astype(bool), color)
+            mask = mask_api.decode(item["segmentation"]).astype(bool)
+            if mask.shape == pixels.shape[:2]:  # the file may have another size than its annotation
+                _outline(pixels, mask, color)
     height, width = pixels.shape[:2]
     figure = plt.figure(figsize=(width * enlarge / 100, height * enlarge / 100), dpi=100)
     axis = figure.add_axes((0, 0, 1, 1))
     axis.imshow(pixels, interpolation="bilinear")
     axis.set_axis_off()
     for item in objects:
+        if "bbox" not in item:  # keypoints alone
+            continue
         color = palette[order.index(item["category_id"]) % len(palette)]
         x, y, w, h = item["bbox"]
         axis.add_patch(plt.Rectangle((x, y), w, h, fill=False, edgecolor=color, linewidth=1.5))
@@ -67,31 +76,32 @@ def _picture(png: bytes) -> str:
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-def picture_rows(comparison: dict, image_folder: Path, image_ids: list[int]) -> str:
+def picture_rows(comparison: dict, image_folder: Path, image_ids: list) -> str:
     """Returns HTML table rows: ground truth beside the detections of each initialisation's first run.
 
     Raises:
-        RunError: an image is not in the folder.
+        RunError: an image is not in the folder, or cannot be read.
     """
-    coco = load_ground_truth(comparison["ground_truth"])
-    names = {category["id"]: category["name"] for category in coco.dataset["categories"]}
+    truth = read_coco(comparison["ground_truth"])
+    names = {category["id"]: category["name"] for category in truth.dataset["categories"]}
     detections: dict[str, dict[int, list[dict]]] = {}
     for name, run in comparison["runs"].items():
-        path = Path(run["folders"][0]) / "inference" / "coco_instances_results.json"
+        results = read_results(truth, Path(run["folders"][0]) / "inference" / "coco_instances_results.json")
         detections[name] = {}
-        for item in json.loads(path.read_text()):
+        for item in results.detections:
             if item["score"] >= SCORE_SHOWN:
                 detections[name].setdefault(item["image_id"], []).append(item)
     rows = []
-    for image_id in image_ids:
-        info = coco.loadImgs(image_id)[0]
-        if not (image_folder / info["file_name"]).is_file():
-            raise RunError(
-                f"{image_folder / info['file_name']} does not exist; give the folder of the evaluated images."
-            )
-        truth = [a | {"segmentation": coco.annToRLE(a)} for a in coco.imgToAnns[image_id]]
-        cells = [draw_objects(image_folder / info["file_name"], truth, names)]
-        for name in detections:
-            cells.append(draw_objects(image_folder / info["file_name"], detections[name].get(image_id, []), names))
+    for original in image_ids:
+        info = truth.imgs[truth.images.number(original)]
+        path = image_folder / str(info.get("file_name"))
+        if not path.is_file():
+            raise RunError(f"{path} does not exist; give the folder of the evaluated images.")
+        objects = [
+            row | {"segmentation": truth.annToRLE(row) if row.get("segmentation") and info["height"] else None}
+            for row in truth.imgToAnns[info["id"]]
+        ]
+        cells = [draw_objects(path, objects, names)]
+        cells += [draw_objects(path, found.get(info["id"], []), names) for found in detections.values()]
         rows.append("<tr>" + "".join(f"<td>{_picture(cell)}</td>" for cell in cells) + "</tr>")
     return "\n".join(rows)

@@ -10,7 +10,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-IOU_NAMES = {"bbox": "box", "segm": "mask"}
+from wsl_d2.analysis.gain import shown_interval
+
+IOU_NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 _STYLES = [("#555555", ":", "s"), ("#0b5cad", "-", "o"), ("#7aa6d6", "--", "^"), ("#c23b22", "-", "D"),
            ("#7a4fa3", "-.", "v"), ("#2b8a3e", "--", "P")]  # fmt: skip
 STYLE_SHEET = """
@@ -42,18 +44,21 @@ def svg_of(figure) -> str:
 
 
 def plot_gains(comparison: dict) -> str:
-    """Returns an SVG: the gain of each initialisation over each baseline with its 95% interval, box and mask."""
-    rows = comparison["gains"]
+    """Returns an SVG: the gain of each initialisation over each baseline with its 95% intervals: thick over images,
+    thin over images and training seeds."""
+    rows, iou_types = comparison["gains"], comparison["iou_types"]
     size = (9, 1.1 + 0.75 * max(1, len(rows)))
-    figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+    figure, all_axes = plt.subplots(1, len(iou_types), figsize=size, sharey=True, layout="constrained", squeeze=False)
+    axes = all_axes[0]
     names = list(comparison["runs"])
-    for axis, iou_type in zip(axes, IOU_NAMES, strict=True):
+    for axis, iou_type in zip(axes, iou_types, strict=True):
         for y, row in enumerate(reversed(rows)):
             color, _, _ = style_of(names.index(row["candidate"]))
             for metric, offset, marker in (("AP", 0.14, "o"), ("AP50", -0.14, "s")):
                 gain = row[iou_type][metric]
-                low, high = gain["interval"]
-                axis.plot([low, high], [y + offset] * 2, color=color, linewidth=2)
+                if gain["method_interval"]:
+                    axis.plot(gain["method_interval"], [y + offset] * 2, "|-", color=color, linewidth=1)
+                axis.plot(gain["interval"], [y + offset] * 2, color=color, linewidth=3)
                 face = color if metric == "AP" else "white"
                 axis.plot(gain["gain"], y + offset, marker, color=color, markerfacecolor=face, markersize=7)
         axis.axvline(0, color="#1a1a1a", linewidth=1)
@@ -98,22 +103,22 @@ def plot_precision(curves: dict[str, dict[str, np.ndarray]]) -> str:
     return svg_of(figure)
 
 
-def plot_errors(costs: dict[str, dict[str, float]]) -> str:
+def plot_errors(daps: dict[str, dict[str, float]]) -> str:
     """Returns an SVG of bars.
 
     Args:
-        costs: initialisation -> kind of error -> points of AP50.
+        daps: initialisation -> kind of error -> dAP, in points of AP50.
     """
-    kinds = list(next(iter(costs.values())))
+    kinds = list(next(iter(daps.values())))
     figure, axis = plt.subplots(figsize=(9, 3.2))
-    width = 0.8 / len(costs)
-    for position, (name, values) in enumerate(costs.items()):
+    width = 0.8 / len(daps)
+    for position, (name, values) in enumerate(daps.items()):
         color, _, _ = style_of(position)
-        places = np.arange(len(kinds)) + (position - (len(costs) - 1) / 2) * width
+        places = np.arange(len(kinds)) + (position - (len(daps) - 1) / 2) * width
         hatch = ("", "//", "..", "xx", "--", "oo")[position % 6]
         axis.bar(places, [values[k] for k in kinds], width, color=color, edgecolor="white", hatch=hatch, label=name)
     axis.set_xticks(range(len(kinds)), kinds)
-    axis.set_ylabel("cost, points of AP50")
+    axis.set_ylabel("dAP, points of AP50")
     axis.grid(axis="y", color="#ddd")
     axis.set_axisbelow(True)
     axis.legend(frameon=False)
@@ -133,7 +138,7 @@ def plot_classes(gains: dict[str, dict], xlabel: str, few: int) -> str:
         gain = gains[name]
         color = "#aaaaaa" if gain["num_objects"] < few else "#1a1a1a"
         clear = gain["p_value_holm"] < 0.05
-        axis.plot(gain["interval"], [y, y], color=color, linewidth=1.5)
+        axis.plot(shown_interval(gain), [y, y], color=color, linewidth=1.5)
         axis.plot(gain["gain"], y, "o", color=color, markerfacecolor=color if clear else "white", markersize=5)
     axis.axvline(0, color="#1a1a1a", linewidth=1)
     axis.set_yticks(range(len(order)), [f"{name} ({gains[name]['num_objects']})" for name in order], parse_math=False)

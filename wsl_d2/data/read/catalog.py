@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
 
+from wsl_d2.coco import CocoError
 from wsl_d2.data.read.dataset import HashtagDataset
+from wsl_d2.data.read.detection import load_coco_dataset
 from wsl_d2.data.remote import is_url
 
 
@@ -36,18 +37,20 @@ def register_hashtag_dataset(name: str, folder: str | Path) -> None:
 
 
 def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Path) -> None:
-    """Registers a COCO-format dataset under ``name``; registering the same one again does nothing.
+    """Registers a dataset in COCO's format under ``name``, as :func:`load_coco_dataset` reads it; registering the
+    same one again does nothing.
 
     Raises:
-        ValueError: the name is taken by another dataset.
+        CocoError: the name is taken by another dataset.
     """
     json_file, image_root = str(json_file), str(image_root)
     if name in DatasetCatalog.list():
         metadata = MetadataCatalog.get(name)
         if (metadata.get("json_file", None), metadata.get("image_root", None)) == (json_file, image_root):
             return
-        raise ValueError(f"dataset name {name!r} is already registered for something else; choose another name.")
-    register_coco_instances(name, {}, json_file, image_root)
+        raise CocoError(f"dataset name {name!r} is already registered for something else; choose another name.")
+    DatasetCatalog.register(name, lambda: load_coco_dataset(json_file, image_root, name))
+    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco")
 
 
 def register_datasets(cfg) -> None:
@@ -64,5 +67,5 @@ def register_datasets(cfg) -> None:
         register_hashtag_dataset(row[0], row[1] if is_url(row[1]) else root / row[1])
     for row in cfg.DATASETS.COCO_FOLDERS:
         if len(row) != 3:
-            raise ValueError(f"a row of DATASETS.COCO_FOLDERS is [name, annotation json, image folder], got {row}.")
+            raise CocoError(f"a row of DATASETS.COCO_FOLDERS is [name, annotation json, image folder], got {row}.")
         register_coco_dataset(row[0], root / row[1], root / row[2])

@@ -1,15 +1,70 @@
-"""Train loader of detection images in an order that survives a resume; everything else is Detectron2's."""
+"""Detection images: COCO annotations as dataset dicts, and a train loader whose order survives a resume."""
 
 from __future__ import annotations
 
-import numpy as np
-from detectron2.data import (
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
-from detectron2.utils import comm
+import logging
+import os
+from collections import Counter
+from pathlib import Path
 
+import numpy as np
+from detectron2.data import MetadataCatalog, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from pycocotools import mask as mask_api
+
+from wsl_d2.coco import CocoError, read_coco
 from wsl_d2.data.order.sampler import PositionSampler
+
+
+def load_coco_dataset(json_file: str | Path, image_root: str | Path, dataset_name: str) -> list[dict]:
+    """Returns the dataset dicts that Detectron2's ``load_coco_json`` returns, also of files that it cannot read.
+
+    Sets the dataset's ``thing_classes`` and ``thing_dataset_id_to_contiguous_id``. Images keep the ids of the file.
+
+    Raises:
+        CocoError: see :func:`wsl_d2.coco.read_coco`; or an image has no file_name, height or width.
+    """
+    truth = read_coco(PathManager.get_local_path(str(json_file)))
+    categories = sorted(truth.dataset["categories"], key=lambda row: row["id"])
+    number_of = {row["id"]: number for number, row in enumerate(categories)}
+    MetadataCatalog.get(dataset_name).set(
+        thing_classes=[row["name"] for row in categories],
+        thing_dataset_id_to_contiguous_id={truth.categories.original(i): n for i, n in number_of.items()},
+    )
+    dataset, left_out = [], 0
+    for image_id in sorted(truth.imgs):
+        image = truth.imgs[image_id]
+        original = truth.images.original(image_id)
+        for key, kind in (("file_name", str), ("height", int), ("width", int)):
+            if not image.get(key) or not isinstance(image[key], kind):
+                raise CocoError(f"{json_file}: image {original!r} has the {key} {image.get(key)!r}; training needs it.")
+        objects = []
+        for row in truth.imgToAnns[image_id]:
+            item = {key: row[key] for key in ("iscrowd", "bbox") if key in row}
+            mask = row.get("segmentation")
+            if mask == []:  # polygons of fewer than 3 points, which Detectron2 leaves out, too
+                left_out += 1
+                continue
+            if mask is not None:
+                is_uncompressed = isinstance(mask, dict) and isinstance(mask["counts"], list)
+                item["segmentation"] = mask_api.frPyObjects(mask, *mask["size"]) if is_uncompressed else mask
+            if "keypoints" in row:  # of pixels -> of the plane in which a pixel's centre is at one half
+                item["keypoints"] = [v if n % 3 == 2 else v + 0.5 for n, v in enumerate(row["keypoints"])]
+            objects.append(item | {"bbox_mode": BoxMode.XYWH_ABS, "category_id": number_of[row["category_id"]]})
+        dataset.append(
+            {
+                "file_name": os.path.join(image_root, image["file_name"]),
+                "height": image["height"],
+                "width": image["width"],
+                "image_id": original,
+                "annotations": objects,
+            }
+        )
+    more = f"; {left_out} objects without a valid mask are left out" if left_out else ""
+    logging.getLogger(__name__).info(f"{len(dataset)} images in {json_file}{more}")
+    return dataset
 
 
 def build_resumable_detection_train_loader(cfg, start_iteration: int = 0):
@@ -21,12 +76,22 @@ def build_resumable_detection_train_loader(cfg, start_iteration: int = 0):
     Args:
         cfg: Detectron2's keys; ``DATALOADER.SAMPLER_TRAIN`` must be "TrainingSampler" to get the resumable order.
         start_iteration: the first iteration to deliver.
+
+    Raises:
+        CocoError: the annotations have no object, other categories or no masks where the config asks for them.
     """
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         return build_detection_train_loader(cfg)
-    dataset = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, min_keypoints=0
-    )
+    names = ", ".join(cfg.DATASETS.TRAIN)
+    try:
+        dataset = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+        )
+    except AssertionError as error:  # Detectron2's
+        raise CocoError(f"DATASETS.TRAIN {names}: {error}.") from error
+    _check_dataset(cfg, dataset, names)
     sampler = PositionSampler(
         np.ones(len(dataset)),
         seed=max(0, cfg.SEED),
@@ -36,3 +101,27 @@ def build_resumable_detection_train_loader(cfg, start_iteration: int = 0):
         start_iteration=start_iteration,
     )
     return build_detection_train_loader(cfg, dataset=dataset, sampler=sampler)
+
+
+def _check_dataset(cfg, dataset: list[dict], names: str) -> None:
+    """Refuses annotations that a model of the config cannot learn from."""
+    classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+    key = {"GeneralizedRCNN": "ROI_HEADS", "RetinaNet": "RETINANET"}.get(cfg.MODEL.META_ARCHITECTURE)
+    if classes and key and cfg.MODEL[key].NUM_CLASSES != len(classes):
+        raise CocoError(
+            f"MODEL.{key}.NUM_CLASSES is {cfg.MODEL[key].NUM_CLASSES}, but {names} has {len(classes)} categories "
+            f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); set it to {len(classes)}."
+        )
+    if cfg.MODEL.MASK_ON:
+        objects = [item for image in dataset for item in image.get("annotations", []) if not item.get("iscrowd")]
+        kinds = Counter(type(item.get("segmentation")).__name__ for item in objects)
+        if kinds["NoneType"]:
+            raise CocoError(
+                f"MODEL.MASK_ON is True, but {kinds['NoneType']} of the {len(objects)} objects of {names} have no "
+                "mask; give them one, or train boxes alone with MODEL.MASK_ON False."
+            )
+        if kinds["dict"] and cfg.INPUT.MASK_FORMAT == "polygon":
+            raise CocoError(
+                f"INPUT.MASK_FORMAT is 'polygon', but {kinds['dict']} of the {len(objects)} objects of {names} have "
+                "their mask as RLE; set it to 'bitmask'."
+            )
