@@ -24,7 +24,7 @@ if os.environ.get("WSL_D2_REGISTER", "1") != "0":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer torch's about torch.jit.script in detectron2's modules
         from wsl_d2 import modeling  # noqa: F401  (registers backbones and the meta-architecture)
-        from wsl_d2.checkpoint import catalog  # noqa: F401  (registers wsl://, torchvision:// and timm:// paths)
+        from wsl_d2.checkpoint import load_pretrained  # noqa: F401  (registers wsl://, torchvision:// and timm:// paths)
     from wsl_d2.config import add_wsl_config  # noqa: F401
 
-    __all__ += ["add_wsl_config"]
+    __all__ += ["add_wsl_config", "load_pretrained"]

@@ -15,14 +15,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
 from detectron2.utils import comm
 
-from wsl_d2.checkpoint import (
-    IncompleteLoadError,
-    check_pixel_statistics,
-    convert_state_dict,
-    holds_detector,
-    load_backbone,
-    read_checkpoint,
-)
+from wsl_d2.checkpoint import WeightFile, check_tensors, load_backbone
 from wsl_d2.data import build_hashtag_test_loader, build_hashtag_train_loader, build_resumable_detection_train_loader
 from wsl_d2.data.read.loaders import build_sampler, explaining_workers, training_dataset
 from wsl_d2.engine.agreement import Agreement
@@ -292,23 +285,12 @@ class WSLTrainer(ResumableTrainer):
         """
         if not cfg.MODEL.WEIGHTS:
             return
-        path = checkpointer.path_manager.get_local_path(cfg.MODEL.WEIGHTS)
-        load_backbone(model, path)
-        check_pixel_statistics(cfg, path)
+        file = WeightFile.read(cfg.MODEL.WEIGHTS)
+        load_backbone(model, file, cfg)
         if whole:
-            head = model.head.state_dict()
-            source = convert_state_dict(read_checkpoint(path)["model"], "d2")
-            missing = [f"head.{name}" for name in head if f"head.{name}" not in source]
-            mismatched = {
-                f"head.{name}": (str(tuple(source[f"head.{name}"].shape)), str(tuple(tensor.shape)))
-                for name, tensor in head.items()
-                if f"head.{name}" in source and source[f"head.{name}"].shape != tensor.shape
-            }
-            if missing or mismatched:
-                raise IncompleteLoadError(
-                    path, "the classifier's head does not fit", missing=missing, mismatched=mismatched
-                )
-            model.head.load_state_dict({name: source[f"head.{name}"] for name in head})
+            head = file.backbone().head
+            check_tensors(file.path, head, model.head.state_dict(), reason="the classifier's head does not fit")
+            model.head.load_state_dict(head)
 
     def describe_length(self) -> str:
         """Returns the run's length in images, iterations and epochs; called by all processes together."""
@@ -359,15 +341,9 @@ class DetectionTrainer(ResumableTrainer):
             IncompleteLoadError: the file does not fill the backbone.
             PixelStatisticsError: its pixel statistics are not those of the config.
         """
-        weights = cfg.MODEL.WEIGHTS
-        if not weights:
+        if not cfg.MODEL.WEIGHTS:
             return
-        path = checkpointer.path_manager.get_local_path(weights)
-        try:
-            is_detector = holds_detector(read_checkpoint(path)["model"])
-        except IncompleteLoadError:
-            is_detector = False  # load_backbone raises the same error with the tensors it misses
-        if is_detector:
-            checkpointer.load(weights)
-        load_backbone(model, path)
-        check_pixel_statistics(cfg, path)
+        file = WeightFile.read(cfg.MODEL.WEIGHTS)
+        if file.is_detector:
+            checkpointer.load(cfg.MODEL.WEIGHTS)
+        load_backbone(model, file, cfg)
