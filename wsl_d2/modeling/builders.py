@@ -216,11 +216,14 @@ def _build_bottom_up(
 
 
 def _has_res5_head(cfg: CfgNode, out_features: Sequence[str]) -> bool:
-    """Whether the detector is a C4 one, whose ROI heads make themselves a res5 from ``MODEL.RESNETS``."""
+    """Whether the detector is a C4 one, whose ROI heads make themselves a res5 from ``MODEL.RESNETS``. Of another
+    project's meta-architecture, with these heads in the config by default, a backbone that ends before res5 tells."""
+    meta_arch = cfg.MODEL.META_ARCHITECTURE
     return (
         "res5" in cfg.MODEL.ROI_HEADS.NAME.lower()
         and set(cfg.MODEL.ROI_HEADS.IN_FEATURES) <= set(out_features)
-        and cfg.MODEL.META_ARCHITECTURE not in _WITHOUT_ROI_HEADS
+        and meta_arch not in _WITHOUT_ROI_HEADS
+        and (meta_arch == "GeneralizedRCNN" or "res5" not in out_features)
     )
 
 
@@ -258,11 +261,15 @@ def _contradictions(
             continue
         values = list(value) if isinstance(value, list | tuple) else [value]
         # Of a key that another project added the default is not known; these values leave a feature out.
-        is_default = value == defaults[key] if key in defaults else all(v in (0, 1, "", None) for v in values)
+        is_default = value == defaults[key] if key in defaults else all(map(_is_neutral, values))
         if not is_default:
             neutral = defaults[key] if key in defaults else "0, 1, False or empty"
             problems.append(f"MODEL.RESNETS.{key} is {value}, which ResNeXt backbones do not have; set it to {neutral}")
     return problems
+
+
+def _is_neutral(value: Any) -> bool:
+    return value in (False, "", None) or (value == 1 and not isinstance(value, bool))
 
 
 _make_builders("resnext", None)
