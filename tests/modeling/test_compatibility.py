@@ -13,8 +13,8 @@ import detectron2
 import pytest
 import torch
 import torchvision
-from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 from omegaconf import OmegaConf
 from readme_marks import write_table
@@ -87,19 +87,20 @@ def load_and_compare(model, cfg, reference):
     files, features = reference
     bottom_up = find_bottom_up(model)
     parts = [bottom_up, *heads_of(model, bottom_up)]
-    worst, loaded, unused = 0.0, set(), set()
+    loaded, unused, states = set(), set(), []
     for file in files:
         for part in parts:
             part.to_empty(device="cpu")  # the rest stays on the meta device, without memory
             for tensor in part.state_dict().values():
                 tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
         report = load_backbone(model, file, cfg)
-        difference, num_stages = largest_difference(model, features)
-        assert difference <= 1e-5
-        worst = max(worst, difference)
+        states.append([tensor.clone() for part in parts for tensor in part.state_dict().values()])
         loaded.add(report.num_tensors)
         unused.add(len(report.unused))
-        assert report.num_tensors + len(report.unused) == TENSORS and (num_stages == 4 or report.unused)
+        assert report.num_tensors + len(report.unused) == TENSORS
+    assert all(torch.equal(*tensors) for tensors in zip(*states, strict=True))
+    worst, num_stages = largest_difference(model, features)
+    assert worst <= 1e-5 and num_stages == (3 if max(unused) else 4)
     return max(loaded), max(unused), worst
 
 
