@@ -67,7 +67,7 @@ def test_wsl_weights_in_a_detector_as_pasted(tmp_path):
     path = mirror / "ig_resnext101_32x8-c38310e5.pth"
     torch.save(network.to_empty(device="cpu").state_dict(), path)
     (mirror / "SHA256SUMS").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
-    environment = os.environ | {"WSL_D2_WEIGHTS_MIRROR": str(mirror), "FVCORE_CACHE": str(tmp_path / "cache")}
+    environment = os.environ | {"WSL_D2_WEIGHTS_MIRROR": str(mirror), "WSL_D2_CACHE": str(tmp_path / "cache")}
     try:
         for script in (code, code.replace("wsl://resnext101_32x8d", str(path))):
             (tmp_path / "detector.py").write_text(script)
