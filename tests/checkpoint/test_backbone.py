@@ -361,14 +361,14 @@ def test_files_that_are_no_checkpoint(tmp_path, content, reason):
     error = load_fails(path)
     with pytest.raises(IncompleteLoadError, match=reason):
         raise error
-    assert len(error.missing) == 145 and "145 missing in the file: stem.conv1.weight" in str(error)
+    assert "\n" not in str(error)
 
 
 def test_truncated_file(tmp_path, backbone_file):
     path = tmp_path / "half.pth"
     content = open(backbone_file, "rb").read()
     path.write_bytes(content[: len(content) // 2])
-    assert "145 missing in the file" in str(load_fails(path))
+    assert "not a checkpoint that torch.load(weights_only=True) can read" in str(load_fails(path))
 
 
 def test_bad_safetensors(tmp_path):

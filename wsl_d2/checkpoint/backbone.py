@@ -161,12 +161,8 @@ def load_backbone(
     copies = [targets | {f"res5.{k}": v for k, v in _targets(head).items()} for head in heads] or [targets]
     if any(tensor.is_meta for copy in copies for tensor in copy.values()):
         raise WeightsError("the model is on the meta device and has no memory to load weights into")
-    try:
-        file = WeightFile.read(path)
-        backbone = file.backbone(prefix)
-    except IncompleteLoadError as e:
-        raise IncompleteLoadError(e.path, e.reason, missing=list(copies[0])) from e
-
+    file = WeightFile.read(path)
+    backbone = file.backbone(prefix)
     tensors = backbone.tensors
     last = max(key.partition(".")[0] for key in copies[0] if key.startswith("res"))
     unused = [key for key in tensors if key.startswith("res") and key.partition(".")[0] > last]
