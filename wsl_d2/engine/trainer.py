@@ -289,7 +289,8 @@ class WSLTrainer(ResumableTrainer):
         load_backbone(model, file, cfg)
         if whole:
             head = file.backbone().head
-            check_tensors(file.path, head, model.head.state_dict(), reason="the classifier's head does not fit")
+            named = [{f"head.{name}": t for name, t in state.items()} for state in (head, model.head.state_dict())]
+            check_tensors(file.path, *named, reason="the classifier's head does not fit")
             model.head.load_state_dict(head)
 
     def describe_length(self) -> str:
