@@ -337,6 +337,8 @@ def test_a_checkpoint_in_the_middle_of_a_run_converts(tmp_path):
     model = HashtagClassifier(backbone=randomise(make_resnext("resnext26_8x4d")), num_classes=7)
     checkpoint = {"model": model.state_dict(), "trainer": {"iteration": 3, "hooks": {}}, "iteration": 3}
     torch.save(checkpoint | {"wsl_d2": provenance_of(model)}, tmp_path / "model_0000003.pth")
-    record, _ = convert_file(tmp_path / "model_0000003.pth", tmp_path / "x.pth", "d2", keep_head=True)
-    assert record["input_format"] == "RGB" and record["num_classes"] == 7
+    record, comparison = convert_file(
+        tmp_path / "model_0000003.pth", tmp_path / "x.pth", "d2", keep_head=True, tolerance=1e-5, image_size=64
+    )
+    assert record["input_format"] == "RGB" and record["num_classes"] == 7 and "logits" in comparison.differences
     assert torch.equal(WeightFile.read(tmp_path / "x.pth").backbone().head["weight"], model.head.weight)

@@ -271,14 +271,15 @@ def load_pretrained(
         trainer.resume_or_load(resume=args.resume)
         wsl_d2.load_pretrained(trainer)
 
-        start_iter = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume).get("iteration", -1) + 1
-        wsl_d2.load_pretrained(model, cfg, start_iter)  # plain_train_net.py, and LazyConfig's training script
+        resumed = resume and checkpointer.has_checkpoint()  # plain_train_net.py, and LazyConfig's training script
+        wsl_d2.load_pretrained(model, cfg, start_iter if resumed else 0)
 
     Args:
         trainer: detectron2's ``DefaultTrainer``, or a model.
         cfg: CfgNode or LazyConfig; by default the trainer's. Its ``MODEL.WEIGHTS`` or ``train.init_checkpoint`` is
             loaded; nothing, if that is empty.
-        start_iter: the iteration that training starts at, 0 in a run that was not resumed; by default the trainer's.
+        start_iter: the iteration that a resumed run starts at, 0 in one that was not resumed (although the weights may
+            be a checkpoint with an iteration in it); by default the trainer's.
         path: loaded in place of the config's.
         options: of :func:`load_backbone`: target, prefix, extra_channels, allow_missing.
 

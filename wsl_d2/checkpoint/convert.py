@@ -212,7 +212,7 @@ def compare_files(
         features = stage_features(network, images.flip(1) if is_bgr else images)
         if head and "logits" not in features:
             pooled = features["res5"].mean(dim=(2, 3))
-            features["logits"] = nn.functional.linear(pooled, *(t.float() for t in backbone.head.values()))
+            features["logits"] = nn.functional.linear(pooled, *(backbone.head[n].float() for n in ("weight", "bias")))
         outputs.append(features)
         used.append(library)
     a, b = outputs

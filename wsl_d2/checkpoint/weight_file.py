@@ -439,23 +439,25 @@ class _Inert:
 
 def _read_pth(path: str, local_path: str) -> Mapping[str, Any]:
     is_zip = zipfile.is_zipfile(local_path)
+
+    def load() -> Any:
+        return torch.load(local_path, map_location="cpu", weights_only=True, mmap=is_zip)
+
     try:
-        others = torch.serialization.get_unsafe_globals_in_checkpoint(local_path) if is_zip else []
-        with torch.serialization.safe_globals([(_Inert, name) for name in others]):
-            payload = torch.load(local_path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        OSError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as e:
+        try:
+            payload = load()
+        except pickle.UnpicklingError:  # of a type that is neither tensor nor number
+            others = torch.serialization.get_unsafe_globals_in_checkpoint(local_path) if is_zip else []
+            if not others:
+                raise
+            with torch.serialization.safe_globals([(_Inert, name) for name in others]):
+                payload = load()
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, OSError, ValueError, TypeError) as e:
         raise IncompleteLoadError(
             path, f"not a checkpoint that torch.load(weights_only=True) can read ({_one_line(e)})"
         ) from e
+    except AttributeError as e:  # an object whose state is no dict
+        raise IncompleteLoadError(path, f"not a checkpoint that can be read without running its code ({e})") from e
     if not isinstance(payload, Mapping):
         raise IncompleteLoadError(path, f"not a checkpoint: it holds a {type(payload).__name__}, not a dict")
     return payload
