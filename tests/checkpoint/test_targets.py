@@ -69,7 +69,7 @@ def test_teacher_and_student(path):
     model = Holder(modelTeacher=small_classifier(1), modelStudent=small_classifier(2))
     with pytest.raises(WeightsError) as error:
         load_backbone(model, path)
-    assert "2 bottom-up ResNet of detectron2 in Holder; pass one of these as target=: " in str(error.value)
+    assert "2 bottom-up ResNets of detectron2 in Holder; pass one of these as target=: " in str(error.value)
     assert "'modelTeacher.backbone', 'modelStudent.backbone'" in str(error.value)
     with pytest.raises(WeightsError, match="no part 'teacher' in Holder; pass one of these"):
         load_backbone(model, path, target="teacher")

@@ -83,7 +83,8 @@ def _locate(model: nn.Module, target: str | nn.Module | None) -> tuple[nn.Module
     if len(found) != 1:
         asked = "" if target is None else f" under target {target if isinstance(target, str) else type(target)}"
         raise WeightsError(
-            f"{'no' if not found else len(found)} bottom-up ResNet of detectron2 in {type(model).__name__}{asked}"
+            f"{f'{len(found)} bottom-up ResNets' if found else 'no bottom-up ResNet'} of detectron2 in "
+            f"{type(model).__name__}{asked}"
             f"{f'; {_describe(found)}' if found else ''}"
         )
     (name, bottom_up) = next(iter(found.items()))
