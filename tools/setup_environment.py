@@ -219,6 +219,16 @@ def install_packages(steps: Steps, venv: Path) -> None:
             notes.append(f"WITHOUT hashes: {lock.relative_to(ROOT)} covers Python up to {newest}")
 
 
+def mend_detectron2(site_packages: Path) -> bool:
+    """Changes the one line of the wheel that numpy 2 refuses (semantic segmentation's evaluation) to upstream's."""
+    path = site_packages / "detectron2" / "evaluation" / "sem_seg_evaluation.py"
+    line, upstream = "np.array(Image.open(f), copy=copy, dtype=dtype)", "np.asarray(Image.open(f), dtype=dtype).copy()"
+    if not path.is_file() or line not in path.read_text():
+        return False
+    path.write_text(path.read_text().replace(line, upstream))
+    return True
+
+
 def install_detectron2(steps: Steps, venv: Path, choice: str) -> None:
     python = venv_python(venv)
     with steps.step(f"detectron2 ({choice})") as notes:
@@ -232,6 +242,8 @@ def install_detectron2(steps: Steps, venv: Path, choice: str) -> None:
         from_source = python_answer(python, "import torch, detectron2._C; print('yes')") is not None
         if origin and (choice != "source" or from_source):
             notes.append("kept the one that is installed")
+            if mend_detectron2(site_packages):
+                notes.append("one line of its SemSegEvaluator changed for numpy 2")
             return
         pip = [str(python), "-m", "pip", "install", "--quiet"]
         if choice == "source":
@@ -248,6 +260,8 @@ def install_detectron2(steps: Steps, venv: Path, choice: str) -> None:
             target = ["--target", str(site_packages), "--upgrade", "--require-hashes"]
             requirement = str(REQUIREMENTS / "detectron2.txt")
             steps.run([*pip, "--no-deps", *foreign, *target, "-r", requirement], "installing detectron2's wheel")
+            if mend_detectron2(site_packages):
+                notes.append("one line of its SemSegEvaluator changed for numpy 2")
         if python_answer(python, find) is None:
             steps.run(
                 [str(python), "-I", "-c", "import detectron2.engine"],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wsl_d2.version import __version__
 
-__all__ = ["__version__", "add_wsl_config", "get_config_file", "pretrain"]
+__all__ = ["__version__", "add_wsl_config", "get_config_file", "load_pretrained", "pretrain"]
 
 
 def _is_command() -> bool:
@@ -34,7 +34,7 @@ if not _is_command():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer torch's about torch.jit.script in detectron2's modules
         from wsl_d2 import modeling  # noqa: F401  (registers backbones and the meta-architecture)
-        from wsl_d2.checkpoint import catalog  # noqa: F401  (registers wsl://, torchvision:// and timm:// paths)
+        from wsl_d2.checkpoint import load_pretrained  # registers wsl://, torchvision:// and timm:// paths
     from wsl_d2.config import add_wsl_config, get_config_file
 
 

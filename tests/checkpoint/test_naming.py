@@ -4,7 +4,7 @@ import torchvision
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 from detectron2.layers import FrozenBatchNorm2d
 
-from wsl_d2.checkpoint import convert_state_dict, detect_format, holds_detector
+from wsl_d2.checkpoint import WeightFile, convert_state_dict, detect_format
 from wsl_d2.modeling import HashtagClassifier, make_resnext
 
 PARTS = ("weight", "bias", "running_mean", "running_var")
@@ -96,10 +96,20 @@ def test_timm_only_names():
         convert_state_dict(deep_stem, "d2")
 
 
-def test_holds_detector():
-    assert holds_detector({"backbone.bottom_up.stem.conv1.weight": 0, "roi_heads.box_head.fc1.weight": 0})
-    assert holds_detector({"module.proposal_generator.rpn_head.conv.weight": 0})
-    assert not holds_detector({"backbone.stem.conv1.weight": 0, "head.weight": 0})
+@pytest.mark.parametrize(
+    ("names", "is_detector"),
+    [
+        (["backbone.bottom_up.res2.0.conv1.weight", "roi_heads.box_head.fc1.weight"], True),
+        (["module.backbone.bottom_up.res2.0.conv1.weight", "module.proposal_generator.rpn_head.conv.weight"], True),
+        (["backbone.bottom_up.res2.0.conv1.weight", "head.cls_subnet.0.weight"], True),  # RetinaNet
+        (["res2_0_branch2a_w", "conv_rpn_w"], True),
+        (["backbone.stem.conv1.weight", "head.weight", "pixel_mean"], False),
+        (["layer1.0.conv1.weight", "fc.weight", "layer1.0.bn1.num_batches_tracked"], False),
+        (["conv1.weight"], False),
+    ],
+)
+def test_detectors_are_told_from_backbones(names, is_detector):
+    assert WeightFile("", {"": dict.fromkeys(names, torch.zeros(1))}).is_detector == is_detector
 
 
 @pytest.mark.parametrize(
@@ -113,12 +123,12 @@ def test_holds_detector():
         (
             ["stem.conv1.weight", "backbone.stem.conv1.weight"],
             "d2",
-            "two tensors .* become 'stem.conv1.weight'",
+            "2 backbones in one state dict, at '', 'backbone.'",
         ),
         (
             ["backbone.bottom_up.stem.conv1.weight", "roi_heads.mask_head.predictor.bias"],
             "torchvision",
-            "roi_heads.mask_head.predictor.bias. It holds a whole detector",
+            "no counterpart in torchvision: roi_heads.mask_head.predictor.bias",
         ),
     ],
 )

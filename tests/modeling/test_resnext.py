@@ -155,9 +155,10 @@ def test_generic_fpn_builder_takes_the_features_it_is_told():
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res5"]
     with pytest.raises(ValueError, match="MODEL.RESNETS.OUT_FEATURES is \\['res3', 'res5'\\], but the FPN needs"):
         build_backbone(cfg)
-    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
-    with pytest.raises(ValueError, match="IN_FEATURES must include res5, got \\['res3', 'res4'\\]"):
-        build_backbone(cfg)
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res4"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4"]
+    features = build_backbone(cfg)(torch.zeros(1, 3, 64, 64))
+    assert [(name, x.shape[-1]) for name, x in features.items()] == [("p2", 16), ("p3", 8), ("p4", 4), ("p5", 2)]
 
 
 def test_input_channels_come_from_the_input_shape():
@@ -185,7 +186,7 @@ def test_zero_init_residual_only_where_gamma_is_trained():
 def test_dilated_res5_keeps_stride_16():
     backbone = build_backbone(small_cfg(RES5_DILATION=2))
     assert backbone.output_shape()["res5"].stride == 16
-    with pytest.raises(ValueError, match="RES5_DILATION must be 1 or 2, got 3"):
+    with pytest.raises(ValueError, match="RES5_DILATION must be 1 or 2 or 4, got 3"):
         build_backbone(small_cfg(RES5_DILATION=3))
 
 

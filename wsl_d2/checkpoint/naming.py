@@ -1,9 +1,10 @@
-"""Names of ResNet and ResNeXt tensors and their conversion, among detectron2 ("d2"), torchvision, timm and Caffe2.
+"""Names of ResNet and ResNeXt tensors among detectron2 ("d2"), torchvision, timm and Caffe2: where in a state dict a
+backbone is, and what its tensors are called elsewhere.
 
-One table of name templates, a row per tensor. Inside a model of detectron2, its names have a prefix: ``backbone.`` in a
-HashtagClassifier, ``backbone.bottom_up.`` in an FPN detector. timm gives its plain ResNets and ResNeXts torchvision's
-names, so the two cannot be told apart. "caffe2" are the names in .pkl files of Detectron2's model zoo; most of those
-hold affine layers in place of batch norms, without statistics (:func:`fill_affine_statistics`).
+One table of name templates, a row per tensor. In a model the names have a prefix: ``backbone.`` in a HashtagClassifier,
+``backbone.bottom_up.`` in an FPN detector, ``modelTeacher.backbone.bottom_up.`` in a semi-supervised one. timm gives
+its plain ResNets and ResNeXts torchvision's names, so the two cannot be told apart. "caffe2" are the names in .pkl
+files of Detectron2's model zoo; most of those hold affine layers in place of batch norms, without statistics.
 """
 
 import re
@@ -12,7 +13,6 @@ from typing import Any
 
 FORMATS = ("d2", "torchvision", "timm", "caffe2")
 
-_PREFIXES = ("backbone.bottom_up.", "backbone.", "bottom_up.")
 _COUNTER = "num_batches_tracked"  # of a batch norm; no forward pass reads it, and Caffe2 has none
 _BN_PARTS = {"weight": "s", "bias": "b", "running_mean": "rm", "running_var": "riv", _COUNTER: None}
 _FROZEN_BN_EPS = 1e-5
@@ -46,8 +46,8 @@ _TEMPLATES: list[tuple[str, str, str | None]] = [
 ]
 _COLUMN = {"d2": 0, "torchvision": 1, "timm": 1, "caffe2": 2}
 _STAGE_OFFSET = {"d2": 0, "torchvision": -1, "timm": -1, "caffe2": 0}
-_ALIASES = {  # other spellings within a scheme
-    "d2": [(r"^linear\.", "head.")],
+_ALIASES = {  # other spellings within a scheme; stem.fc is what Detectron2's converter of torchvision weights makes
+    "d2": [(r"^(linear|stem\.fc)\.", "head.")],
     "caffe2": [
         (r"^fc1000_", "pred_"),
         (r"_bn_gamma$", "_bn_s"),
@@ -56,43 +56,94 @@ _ALIASES = {  # other spellings within a scheme
         (r"_bn_running_var$", "_bn_riv"),
     ],
 }
-_BACKBONE = {
-    "d2": re.compile(r"(stem|res[2-5])\."),
-    "torchvision": re.compile(r"(conv1|bn1|layer[1-4])\."),
-    "caffe2": re.compile(r"conv1_w$|res_conv1_bn_|res[2-5]_\d+_branch"),
+_HEAD = {
+    "d2": re.compile(r"(head|linear|stem\.fc)\.(weight|bias)$"),
+    "torchvision": re.compile(r"fc\.(weight|bias)$"),
+    "caffe2": re.compile(r"(pred|fc1000)_[wb]$"),
 }
+# The first stages say where a backbone is; the last one may be in a detector's head.
+_ANCHOR = {
+    "d2": re.compile(r"((?:.*\.)?)(?:stem\.conv1|res[2-4]\.\d+)\."),
+    "torchvision": re.compile(r"((?:.*\.)?)layer[1-3]\.\d+\."),
+    "caffe2": re.compile(r"()(?:conv1_w$|res_conv1_bn_|res[2-5]_\d+_branch)"),
+}
+_PART = {  # of a backbone, after its prefix
+    "d2": re.compile(r"(stem|res\d)\."),
+    "torchvision": re.compile(r"(conv1|bn1|layer\d)\."),
+    "caffe2": re.compile(r"conv1_w$|res_conv1_bn_|res\d_"),
+}
+_HEAD["timm"], _PART["timm"] = _HEAD["torchvision"], _PART["torchvision"]
 _TIMM_ONLY = re.compile(r"conv1\.\d+\.|layer\d\.\d+\.(se|aa)\.|layer\d\.\d+\.downsample\.2\.")
-_CAFFE2_DETECTOR = r"(conv_)?rpn_|cls_score_|bbox_pred_|fc[67]_|fpn_|(_\[mask\]|mask|conv5_mask)_"
-_DETECTOR = re.compile(rf"(proposal_generator|roi_heads|sem_seg_head)\.|{_CAFFE2_DETECTOR}")
-_OUTSIDE_BACKBONE = {
-    "d2": r"(head|linear|proposal_generator|roi_heads|sem_seg_head|top_block)\.|fpn_(lateral|output)\d\."
-    r"|pixel_(mean|std)$",
-    "torchvision": r"fc\.",
-    "timm": r"fc\.",
-    # conv1_b and the momenta: Caffe2's own networks do not read them either.
-    "caffe2": rf"(pred|fc1000)_[wb]$|conv1_b$|.*_momentum$|lr$|model_iter$|weight_order$|{_CAFFE2_DETECTOR}",
-}
+# No forward pass of the scheme's own networks reads these either, or they are no part of a network.
+_UNREAD = {scheme: re.compile(rf".*\.{_COUNTER}$|(.*\.)?pixel_(mean|std)$") for scheme in FORMATS}
+_UNREAD["caffe2"] = re.compile(r"conv1_b$|.*_momentum$|lr$|model_iter$|weight_order$")
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
-def strip_prefix(key: str) -> str:
-    """The name without "module." (DataParallel) and without the model's path to its bottom-up backbone."""
-    while key.startswith("module."):
-        key = key[len("module.") :]
-    for prefix in _PREFIXES:
-        if key.startswith(prefix):
-            return key[len(prefix) :]
-    return key
+def unwrap_name(name: str) -> str:
+    """The name without the parts that DataParallel, torch.compile, FSDP and activation checkpointing put into it."""
+    return _WRAPPERS.sub("", name)
 
 
-def is_ignored(key: str, file_format: str = "d2") -> bool:
-    """True for a stripped name that is known not to belong to a backbone: the scheme's own heads and FPN, pixel
-    statistics, and batch-norm counters (``num_batches_tracked``, which no forward pass reads)."""
-    return key.endswith(f".{_COUNTER}") or re.match(_OUTSIDE_BACKBONE[file_format], key) is not None
+def is_counter(name: str) -> bool:
+    """Whether it is a batch norm's ``num_batches_tracked``, which no forward pass reads."""
+    return name.endswith(f".{_COUNTER}")
 
 
-def holds_detector(state_dict: Iterable[str]) -> bool:
-    """Whether these are the weights of a whole detector, and not just of a backbone or a classifier."""
-    return any(_DETECTOR.match(strip_prefix(key)) for key in state_dict)
+def find_backbones(names: Iterable[str]) -> dict[str, str]:
+    """Where backbones are in a state dict.
+
+    Returns:
+        Prefix, with its dot and without wrappers ("" for none) -> naming scheme.
+
+    Raises:
+        ValueError: if names of two schemes have one prefix.
+    """
+    names = list(names)
+    found: dict[str, tuple[str, str]] = {}
+    for name in names:
+        for scheme, pattern in _ANCHOR.items():
+            if match := pattern.match(unwrap_name(name)):
+                first_scheme, first = found.setdefault(match[1], (scheme, name))
+                if first_scheme != scheme:
+                    raise ValueError(
+                        f"names of two schemes in one state dict: {first_scheme}'s {first!r} and {scheme}'s {name!r}"
+                    )
+    schemes = {prefix: scheme for prefix, (scheme, _) in found.items()}
+    for prefix, scheme in schemes.items():
+        inside = (unwrap_name(name).removeprefix(prefix) for name in names)
+        if scheme == "torchvision" and any(_TIMM_ONLY.match(name) for name in inside):
+            schemes[prefix] = "timm"
+    return schemes
+
+
+def tails(names: Iterable[str], prefix: str, scheme: str) -> dict[str, tuple[str, str]]:
+    """What the names of a state dict are to the backbone at a prefix of :func:`find_backbones`.
+
+    Returns:
+        Name -> (kind, name without prefix). The kind is "part", "head" (of classification), "unread" (a counter, for
+        example), or "outside".
+        The res5 that a C4 detector has in its head is a part.
+    """
+    root = re.sub(r"(backbone\.)?(bottom_up\.)?$", "", prefix)
+    result = {}
+    for name in map(str, names):
+        plain = unwrap_name(name)
+        inside = plain.startswith(prefix)
+        tail = plain.removeprefix(prefix if inside else root)
+        if _UNREAD[scheme].match(tail):
+            kind = "unread"
+        elif _HEAD[scheme].match(tail):
+            kind = "head"
+        else:
+            kind = "part" if inside and _PART[scheme].match(tail) else "outside"
+        result[name] = (kind, tail)
+    if scheme == "d2" and not any(tail.startswith("res5.") for _, tail in result.values()):
+        for name, (kind, _) in result.items():
+            tail = unwrap_name(name).removeprefix(f"{root}roi_heads.")
+            if kind == "outside" and tail.startswith("res5."):
+                result[name] = ("part", tail)
+    return result
 
 
 def detect_format(state_dict: Mapping[str, Any]) -> str:
@@ -107,27 +158,27 @@ def detect_format(state_dict: Mapping[str, Any]) -> str:
     Raises:
         ValueError: if no name, or names of two schemes, are recognised.
     """
-    names = [strip_prefix(key) for key in state_dict]
-    first = {
-        scheme: next((name for name in names if pattern.match(name)), None) for scheme, pattern in _BACKBONE.items()
-    }
-    found = {scheme: name for scheme, name in first.items() if name is not None}
-    if len(found) > 1:
-        shown = " and ".join(f"{scheme}'s {name!r}" for scheme, name in found.items())
+    schemes = find_backbones(state_dict)
+    if not schemes:
+        raise ValueError(describe_unknown(list(state_dict)))
+    if len(set(schemes.values())) > 1:
+        shown = " and ".join(f"{scheme}'s at {prefix!r}" for prefix, scheme in schemes.items())
         raise ValueError(f"names of two schemes in one state dict: {shown}")
-    if not found:
-        raise ValueError(
-            "not the state dict of a ResNet or ResNeXt: none of its "
-            f"{len(names)} names{f', such as {list(state_dict)[0]!r},' if names else ''} is like "
-            "'res2.0.conv1.weight' (detectron2), 'layer1.0.conv1.weight' (torchvision, timm) or 'res2_0_branch2a_w' "
-            "(Caffe2)"
-        )
-    scheme = next(iter(found))
-    return "timm" if scheme == "torchvision" and any(_TIMM_ONLY.match(name) for name in names) else scheme
+    return next(iter(schemes.values()))
+
+
+def describe_unknown(names: list[str]) -> str:
+    """Says that no backbone is among these names."""
+    example = f", such as {names[0]!r}," if names else ""
+    return (
+        f"not the state dict of a ResNet or ResNeXt: none of its {len(names)} names{example} is like "
+        "'res2.0.conv1.weight' (detectron2), 'layer1.0.conv1.weight' (torchvision, timm) or "
+        "'res2_0_branch2a_w' (Caffe2)"
+    )
 
 
 def convert_name(key: str, source: str, to: str) -> str | None:
-    """A stripped name in another scheme; None if it has no counterpart there."""
+    """A name without prefix in another scheme; None if it has no counterpart there."""
     for pattern, replacement in _ALIASES.get(source, ()):
         key = re.sub(pattern, replacement, key)
     for templates in _TEMPLATES:
@@ -147,6 +198,12 @@ def _pattern(template: str) -> re.Pattern:
     return re.compile(pattern)  # re keeps the compiled ones
 
 
+def is_affine_only(state_dict: Mapping[str, Any]) -> bool:
+    """Whether these are Caffe2's tensors without any batch-norm statistics."""
+    bn = [key for key in state_dict if re.search(r"^res(\d_\d+_branch\w+|_conv1)_bn_", key)]
+    return bool(bn) and not any(re.search(r"_(rm|riv|running_mean|running_var)$", key) for key in bn)
+
+
 def fill_affine_statistics(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Adds the statistics that a Caffe2 state dict with affine layers lacks: mean 0 and variance 1 - 1e-5, with which
     ``FrozenBatchNorm2d`` is that affine layer. Returns others, and those with any statistics, as they are."""
@@ -161,29 +218,12 @@ def fill_affine_statistics(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def is_affine_only(state_dict: Mapping[str, Any]) -> bool:
-    """Whether these are Caffe2's tensors without any batch-norm statistics."""
-    bn = [key for key in state_dict if re.search(r"^res(\d_\d+_branch\w+|_conv1)_bn_", key)]
-    return bool(bn) and not any(re.search(r"_(rm|riv|running_mean|running_var)$", key) for key in bn)
-
-
-def strides_in_1x1(state_dict: Mapping[str, Any]) -> bool | None:
-    """Whether the weights were trained with the strides in the 1x1 convolutions; None where names cannot tell.
-
-    torchvision and timm stride in the 3x3 ones, as do all public ResNeXts; Caffe2's plain ResNets may do either.
-    """
-    file_format = detect_format(state_dict)
-    if file_format == "caffe2":
-        weight = next((v for k, v in state_dict.items() if k.endswith("_branch2b_w")), None)
-        return False if weight is not None and weight.shape[0] != weight.shape[1] else None
-    return None if file_format == "d2" else False
-
-
 def convert_state_dict(state_dict: Mapping[str, Any], to: str) -> dict[str, Any]:
-    """Renames the tensors of a ResNet or ResNeXt, its classification head included.
+    """Renames the tensors of a ResNet or ResNeXt, its classification head included; the prefix is removed.
 
-    The prefixes "module.", "backbone.", "backbone.bottom_up." are removed. Tensors are passed on, not copied;
-    statistics that Caffe2's affine layers lack are added (:func:`fill_affine_statistics`).
+    Tensors are passed on, not copied; statistics that Caffe2's affine layers lack are added
+    (:func:`fill_affine_statistics`). A whole detector is refused: :class:`wsl_d2.checkpoint.WeightFile` finds the
+    backbone in one.
 
     Args:
         state_dict: in any of the schemes.
@@ -193,30 +233,29 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: str) -> dict[str, Any]
         The same tensors in the same order under new names.
 
     Raises:
-        ValueError: for an unknown scheme, names without a counterpart, or two tensors that get one name.
+        ValueError: for an unknown scheme, several backbones, or names without a counterpart.
     """
     if to not in FORMATS:
         raise ValueError(f"unknown naming scheme to={to!r}; known: {', '.join(FORMATS)}")
     source = detect_format(state_dict)
+    prefixes = find_backbones(state_dict)
+    if len(prefixes) > 1:
+        raise ValueError(f"{len(prefixes)} backbones in one state dict, at {', '.join(map(repr, prefixes))}")
     if source == "caffe2":
         state_dict = fill_affine_statistics(state_dict)
+    kinds = tails(state_dict, next(iter(prefixes)), source)
     converted: dict[str, Any] = {}
     unknown = []
     for key, tensor in state_dict.items():
-        stripped = strip_prefix(key)
-        name = convert_name(stripped, source, to)
-        if name is None:
-            unread = source == "caffe2" and is_ignored(stripped, source) and not holds_detector([stripped])
-            if not unread and not (to == "caffe2" and stripped.endswith(f".{_COUNTER}")):
-                unknown.append(key)
-        elif name in converted:
-            raise ValueError(f"two tensors of the state dict become {name!r}, one of them {key!r}")
-        else:
+        kind, tail = kinds[key]
+        name = None if kind == "outside" else convert_name(tail, source, to)
+        if name is not None:
             converted[name] = tensor
+        elif kind != "unread":
+            unknown.append(key)
     if unknown:
-        hint = " It holds a whole detector: only backbones can be converted." * holds_detector(state_dict)
         raise ValueError(
-            f"{len(unknown)} name(s) of this {source} state dict have no counterpart in {to}: {shorten(unknown)}.{hint}"
+            f"{len(unknown)} name(s) of this {source} state dict have no counterpart in {to}: {shorten(unknown)}"
         )
     return converted
 

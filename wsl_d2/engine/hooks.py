@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
-from wsl_d2.checkpoint import export_backbone
+from wsl_d2.checkpoint import PROVENANCE, export_backbone, provenance_of
 from wsl_d2.errors import UserError
 
 MAX_FAILED_SAVES = 3  # in a row, before a run ends
@@ -26,20 +26,15 @@ class UnsavedError(UserError, OSError):
 class ExportBackbone(HookBase):
     """Writes ``backbone.pth``, the file detectors load, when the run has reached its last iteration.
 
-    Args:
-        provenance: what travels with the weights; see :func:`wsl_d2.checkpoint.export_backbone`.
+    The trainer's ``origin_of_weights()`` travels with the weights; see :func:`wsl_d2.checkpoint.export_backbone`.
     """
-
-    def __init__(self, provenance: dict):
-        self.provenance = provenance
 
     def after_train(self) -> None:
         if comm.is_main_process() and self.trainer.iter >= self.trainer.max_iter:
-            folder = self.trainer.cfg.OUTPUT_DIR
-            export_backbone(self.trainer.model, os.path.join(folder, "backbone.pth"), **self.provenance)
+            folder, origin = self.trainer.cfg.OUTPUT_DIR, self.trainer.origin_of_weights()
+            export_backbone(self.trainer.model, os.path.join(folder, "backbone.pth"), **origin)
             if self.trainer.average is not None:
-                average = self.trainer.average.model
-                export_backbone(average, os.path.join(folder, "backbone_ema.pth"), **self.provenance)
+                export_backbone(self.trainer.average.model, os.path.join(folder, "backbone_ema.pth"), **origin)
 
 
 class PreciseBN(hooks.PreciseBN):
@@ -106,12 +101,18 @@ class SaveCheckpoints(HookBase):
         self._note_result()  # of the save before
         name = f"model_{self.trainer.iter:07d}"
         try:
-            self.trainer.checkpointer.save(name, in_background=in_background, iteration=self.trainer.iter)
+            self.trainer.checkpointer.save(name, in_background=in_background, **self._to_store())
         except OSError as error:
             self._note_failure(error)
         else:
             if not in_background:
                 self.trainer.agreement.failed_saves = 0
+
+    def _to_store(self) -> dict:
+        """What a checkpoint holds beside the states: the iteration, and what makes its backbone a file to load from."""
+        origin = self.trainer.origin_of_weights()
+        provenance = {PROVENANCE: provenance_of(self.trainer.model) | origin} if origin else {}
+        return {"iteration": self.trainer.iter, **provenance}
 
     def _note_result(self) -> None:
         """Counts how the last save in the background ended, if there was one."""
@@ -136,7 +137,7 @@ class SaveCheckpoints(HookBase):
         if comm.is_main_process():
             self._note_result()
             try:
-                self.trainer.checkpointer.save("model_final", iteration=self.trainer.iter)
+                self.trainer.checkpointer.save("model_final", **self._to_store())
             except OSError as error:
                 failure = f"the last checkpoint could not be saved: {error}"
         failures = [text for text in comm.all_gather(failure) if text]

@@ -13,14 +13,7 @@ from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, Trainer
 from detectron2.utils import comm
 from fvcore.nn.precise_bn import get_bn_modules
 
-from wsl_d2.checkpoint import (
-    IncompleteLoadError,
-    check_pixel_statistics,
-    convert_state_dict,
-    holds_detector,
-    load_backbone,
-    read_checkpoint,
-)
+from wsl_d2.checkpoint import WeightFile, check_tensors, load_backbone
 from wsl_d2.data.read.detection import build_resumable_detection_train_loader
 from wsl_d2.data.read.loaders import build_hashtag_train_loader, name_dead_workers
 from wsl_d2.engine.agreement import Agreement
@@ -121,6 +114,10 @@ class ResumableTrainer(DefaultTrainer):
             averaged = evaluate(self.plan, self.average.model)
             results |= {f"{task}_ema": values for task, values in averaged.items()}
         return results
+
+    def origin_of_weights(self) -> dict:
+        """What travels with the backbone's weights in checkpoints and exports, if they are to be loaded as such."""
+        return {}
 
     def prepare_saving(self) -> None:
         """Gathers from all processes what a checkpoint holds; called by all of them before one of them saves."""
@@ -247,12 +244,13 @@ class WSLTrainer(ResumableTrainer):
         )
 
     def build_hooks(self) -> list:
-        cfg = self.cfg
-        provenance = {
+        return [*super().build_hooks(), ExportBackbone()]
+
+    def origin_of_weights(self) -> dict:
+        return {
             "vocabulary_checksum": self.plan.fingerprint["vocabulary"],
-            "images_seen": cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH,
+            "images_seen": min(self.iter + 1, self.max_iter) * self.cfg.SOLVER.IMS_PER_BATCH,
         }
-        return [*super().build_hooks(), ExportBackbone(provenance)]
 
     @classmethod
     def build_model(cls, cfg):
@@ -273,23 +271,13 @@ class WSLTrainer(ResumableTrainer):
         """
         if not cfg.MODEL.WEIGHTS:
             return
-        path = checkpointer.path_manager.get_local_path(cfg.MODEL.WEIGHTS)
-        load_backbone(model, path)
-        check_pixel_statistics(cfg, path)
+        file = WeightFile.read(cfg.MODEL.WEIGHTS)
+        load_backbone(model, file, cfg)
         if whole:
-            head = model.head.state_dict()
-            source = convert_state_dict(read_checkpoint(path)["model"], "d2")
-            missing = [f"head.{name}" for name in head if f"head.{name}" not in source]
-            mismatched = {
-                f"head.{name}": (str(tuple(source[f"head.{name}"].shape)), str(tuple(tensor.shape)))
-                for name, tensor in head.items()
-                if f"head.{name}" in source and source[f"head.{name}"].shape != tensor.shape
-            }
-            if missing or mismatched:
-                raise IncompleteLoadError(
-                    path, "the classifier's head does not fit", missing=missing, mismatched=mismatched
-                )
-            model.head.load_state_dict({name: source[f"head.{name}"] for name in head})
+            head = file.backbone().head
+            named = [{f"head.{name}": t for name, t in state.items()} for state in (head, model.head.state_dict())]
+            check_tensors(file.path, *named, reason="the classifier's head does not fit")
+            model.head.load_state_dict(head)
 
     def train(self):
         logging.getLogger(__name__).info(self.plan.describe_length())
@@ -314,15 +302,9 @@ class DetectionTrainer(ResumableTrainer):
             IncompleteLoadError: the file does not fill the backbone.
             PixelStatisticsError: its pixel statistics are not those of the config.
         """
-        weights = cfg.MODEL.WEIGHTS
-        if not weights:
+        if not cfg.MODEL.WEIGHTS:
             return
-        path = checkpointer.path_manager.get_local_path(weights)
-        try:
-            is_detector = holds_detector(read_checkpoint(path)["model"])
-        except IncompleteLoadError:
-            is_detector = False  # load_backbone raises the same error with the tensors it misses
-        if is_detector:
-            checkpointer.load(weights)
-        load_backbone(model, path)
-        check_pixel_statistics(cfg, path)
+        file = WeightFile.read(cfg.MODEL.WEIGHTS)
+        if file.is_detector:
+            checkpointer.load(cfg.MODEL.WEIGHTS)
+        load_backbone(model, file, cfg)

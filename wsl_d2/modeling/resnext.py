@@ -1,27 +1,21 @@
-"""ResNeXt backbones: the table of architectures, and builders registered in detectron2's
-``BACKBONE_REGISTRY``.
-
-``build_<A>_backbone`` and ``build_<A>_fpn_backbone`` exist for every architecture A of the table and fix its
-depth, groups, width and stride themselves, so a config of any detectron2 project needs one line:
-``MODEL.BACKBONE.NAME: build_resnext101_32x8d_fpn_backbone``. Blocks, stem and FPN are detectron2's own.
-"""
+"""ResNeXt backbones: the table of architectures, and how to make one; see builders.py for what is registered.
+Blocks and stem are detectron2's own."""
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.config import CfgNode, get_cfg
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.backbone import FPN, ResNet
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-logger = logging.getLogger(__name__)
+from ..errors import UserError
+
+
+class ArchitectureError(UserError, ValueError):
+    """A backbone that was asked for cannot be built; the message names every key at fault."""
 
 
 class ResNeXtArchitecture(NamedTuple):
@@ -32,7 +26,7 @@ class ResNeXtArchitecture(NamedTuple):
     width_per_group: int
 
 
-class _Trunk(NamedTuple):
+class Trunk(NamedTuple):
     blocks_per_stage: tuple[int, ...]
     stem_channels: int
     res2_channels: int
@@ -48,14 +42,14 @@ RESNEXT_ARCHITECTURES: dict[str, ResNeXtArchitecture] = {
     "resnext26_8x4d": ResNeXtArchitecture(26, 8, 4),  # 1.2M parameters: for small worlds and tests
 }
 
-_TRUNKS = {  # by depth; the blocks have 3 convolutions each
-    26: _Trunk((2, 2, 2, 2), 32, 64),
-    50: _Trunk((3, 4, 6, 3), 64, 256),
-    101: _Trunk((3, 4, 23, 3), 64, 256),
-    152: _Trunk((3, 8, 36, 3), 64, 256),
+TRUNKS = {  # by depth; the blocks have 3 convolutions each
+    26: Trunk((2, 2, 2, 2), 32, 64),
+    50: Trunk((3, 4, 6, 3), 64, 256),
+    101: Trunk((3, 4, 23, 3), 64, 256),
+    152: Trunk((3, 8, 36, 3), 64, 256),
 }
 
-_STAGE_NAMES = ("res2", "res3", "res4", "res5")
+STAGE_NAMES = ("res2", "res3", "res4", "res5")
 
 
 class CheckpointedStage(nn.Sequential):
@@ -65,17 +59,41 @@ class CheckpointedStage(nn.Sequential):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self:
+        if not torch.jit.is_scripting():
             if torch.is_grad_enabled() and self.training:
-                x = checkpoint(
-                    block,
-                    x,
-                    use_reentrant=False,
-                    context_fn=lambda block=block: (contextlib.nullcontext(), _unchanged_statistics(block)),
-                )
-            else:
-                x = block(x)
+                return self._forward_checkpointed(x)
+        for block in self:
+            x = block(x)
         return x
+
+    @torch.jit.unused
+    def _forward_checkpointed(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self:
+            x = checkpoint(
+                block,
+                x,
+                use_reentrant=False,
+                context_fn=lambda block=block: (contextlib.nullcontext(), _unchanged_statistics(block)),
+            )
+        return x
+
+
+def checkpoint_stages(backbone: ResNet, stages: Sequence[str]) -> None:
+    """Makes stages of a ResNet :class:`CheckpointedStage`, in place. Call it before an optimizer is built.
+
+    Args:
+        backbone: any ResNet of detectron2: a model's ``backbone``, or an FPN's ``bottom_up``.
+        stages: any of "res2" to "res5"; those that it does not have are passed over.
+
+    Raises:
+        ArchitectureError: for another name.
+    """
+    if unknown := [name for name in stages if name not in STAGE_NAMES]:
+        raise ArchitectureError(f"MODEL.RESNEXT.CHECKPOINT_STAGES has {unknown}; stages are {', '.join(STAGE_NAMES)}")
+    for i, name in enumerate(backbone.stage_names):
+        if name in stages:
+            backbone.stages[i] = CheckpointedStage(*backbone.stages[i])
+            setattr(backbone, name, backbone.stages[i])
 
 
 @contextlib.contextmanager
@@ -102,7 +120,9 @@ def make_resnext_stages(
     res2_channels: int = 256,
     norm: str | Callable[[int], nn.Module] = "BN",
     stride_in_1x1: bool = False,
+    res4_dilation: int = 1,
     res5_dilation: int = 1,
+    res5_multi_grid: Sequence[int] = (),
 ) -> list[list[BottleneckBlock]]:
     """Blocks of res2 to res5 for :class:`detectron2.modeling.ResNet`.
 
@@ -117,37 +137,59 @@ def make_resnext_stages(
         norm: any norm :func:`detectron2.layers.get_norm` knows.
         stride_in_1x1: where the stride-2 step of a stage is; False for all ResNeXt weights known to be
             public.
-        res5_dilation: 1, or 2 to keep res5 at stride 16.
+        res4_dilation: 1, or 2 to keep res4 at stride 8.
+        res5_dilation: 1, 2 to keep res5 at stride 16, or with res4_dilation 2 4 to keep it at stride 8.
+        res5_multi_grid: factors of the dilation of each block of res5, as in DeepLab; empty for 1.
 
     Returns:
         Four lists of blocks.
 
     Raises:
-        ValueError: for another number of stages or another dilation.
+        ArchitectureError: for another number of stages, or a dilation that does not fit.
     """
+    problems = []
     if len(blocks_per_stage) != 4 or any(n < 1 for n in blocks_per_stage):
-        raise ValueError(
+        problems.append(
             f"blocks_per_stage must be four positive numbers (res2, res3, res4, res5), got {tuple(blocks_per_stage)}"
         )
-    if res5_dilation not in (1, 2):
-        raise ValueError(f"MODEL.RESNETS.RES5_DILATION must be 1 or 2, got {res5_dilation}")
+    if res4_dilation not in (1, 2):
+        problems.append(f"MODEL.RESNETS.RES4_DILATION must be 1 or 2, got {res4_dilation}")
+    allowed = (4,) if res4_dilation == 2 else (1, 2, 4)
+    if res5_dilation not in allowed:
+        with_res4 = " with RES4_DILATION 2" if res4_dilation == 2 else ""
+        problems.append(
+            f"MODEL.RESNETS.RES5_DILATION must be {' or '.join(map(str, allowed))}{with_res4}, got {res5_dilation}"
+        )
+    multi_grid = list(res5_multi_grid) or [1] * blocks_per_stage[-1]
+    if multi_grid != [1] * len(multi_grid) and len(multi_grid) != blocks_per_stage[-1]:
+        problems.append(
+            f"MODEL.RESNETS.RES5_MULTI_GRID must have a factor for each of the {blocks_per_stage[-1]} blocks of res5, "
+            f"got {multi_grid}"
+        )
+    if problems:
+        raise ArchitectureError("; ".join(problems))
+    dilations = [[1] * n for n in blocks_per_stage]
+    dilations[2] = [res4_dilation] * blocks_per_stage[2]
+    if set(multi_grid) != {1}:
+        dilations[3] = [res5_dilation * factor for factor in multi_grid]
+    else:
+        dilations[3] = [res5_dilation] * blocks_per_stage[3]
     stages = []
     in_channels = stem_channels
     for i, num_blocks in enumerate(blocks_per_stage):
-        dilation = res5_dilation if i == 3 else 1
-        first_stride = 1 if i == 0 or dilation == 2 else 2
+        keeps_stride = i == 0 or (1, 1, res4_dilation, res5_dilation)[i] > 1
         stages.append(
             ResNet.make_stage(
                 BottleneckBlock,
                 num_blocks,
-                stride_per_block=[first_stride] + [1] * (num_blocks - 1),
+                stride_per_block=[1 if keeps_stride else 2] + [1] * (num_blocks - 1),
                 in_channels=in_channels,
                 out_channels=res2_channels * 2**i,
                 bottleneck_channels=num_groups * width_per_group * 2**i,
                 num_groups=num_groups,
                 norm=norm,
                 stride_in_1x1=stride_in_1x1,
-                dilation=dilation,
+                dilation_per_block=dilations[i],
             )
         )
         in_channels = res2_channels * 2**i
@@ -162,7 +204,9 @@ def make_resnext(
     out_features: Sequence[str] = ("res5",),
     zero_init_residual: bool = True,
     in_channels: int = 3,
+    res4_dilation: int = 1,
     res5_dilation: int = 1,
+    res5_multi_grid: Sequence[int] = (),
     checkpoint_stages: Sequence[str] = (),
 ) -> ResNet:
     """A ResNeXt of :data:`RESNEXT_ARCHITECTURES`, with the stride in the 3x3 convolutions as in torchvision.
@@ -174,19 +218,21 @@ def make_resnext(
         out_features: any of "stem", "res2", "res3", "res4", "res5"; stages after the last one are not built.
         zero_init_residual: start with gamma = 0 in the last norm of each block, where that gamma is trained.
         in_channels: channels of the image.
-        res5_dilation: 1, or 2 to keep res5 at stride 16.
+        res4_dilation, res5_dilation, res5_multi_grid: as of :func:`make_resnext_stages`.
         checkpoint_stages: any of "res2" to "res5": those stages save memory (:class:`CheckpointedStage`).
 
     Returns:
         The backbone, randomly initialised.
 
     Raises:
-        ValueError: for an unknown architecture, output feature, stage or dilation.
+        ArchitectureError: for an unknown architecture, output feature, stage or dilation.
     """
     if architecture not in RESNEXT_ARCHITECTURES:
-        raise ValueError(f"unknown ResNeXt architecture {architecture!r}; known: {', '.join(RESNEXT_ARCHITECTURES)}")
+        raise ArchitectureError(
+            f"unknown ResNeXt architecture {architecture!r}; known: {', '.join(RESNEXT_ARCHITECTURES)}"
+        )
     depth, num_groups, width_per_group = RESNEXT_ARCHITECTURES[architecture]
-    trunk = _TRUNKS[depth]
+    trunk = TRUNKS[depth]
     stages = make_resnext_stages(
         trunk.blocks_per_stage,
         num_groups,
@@ -194,10 +240,12 @@ def make_resnext(
         stem_channels=trunk.stem_channels,
         res2_channels=trunk.res2_channels,
         norm=norm,
+        res4_dilation=res4_dilation,
         res5_dilation=res5_dilation,
+        res5_multi_grid=res5_multi_grid,
     )
     stem = BasicStem(in_channels, trunk.stem_channels, norm)
-    return _assemble(stem, stages, out_features, freeze_at, zero_init_residual, checkpoint_stages)
+    return assemble(stem, stages, out_features, freeze_at, zero_init_residual, checkpoint_stages)
 
 
 def describe_resnext(bottom_up: ResNet) -> dict[str, Any]:
@@ -208,19 +256,15 @@ def describe_resnext(bottom_up: ResNet) -> dict[str, Any]:
         "stride_in_1x1" (None if the model has no strided stage).
     """
     stages = [getattr(bottom_up, name) for name in bottom_up.stage_names]
-    conv2 = stages[0][0].conv2
-    stride_in_1x1 = None
-    for stage in stages[1:]:
-        conv1 = stage[0].conv1
-        if stage[0].stride == 2:
-            stride_in_1x1 = conv1.stride == (2, 2) and conv1.kernel_size == (1, 1)
-            break
+    first = stages[0][0]
+    conv2 = first.conv2
     num_groups, width_per_group = conv2.groups, conv2.in_channels // conv2.groups
-    trunk = _Trunk(tuple(len(stage) for stage in stages), bottom_up.stem.out_channels, stages[0][-1].out_channels)
+    stride_in_1x1 = next((strides_in_1x1(s[0]) for s in stages[1:] if strides_in_1x1(s[0]) is not None), None)
+    trunk = Trunk(tuple(len(stage) for stage in stages), bottom_up.stem.out_channels, stages[0][-1].out_channels)
     architecture = None
-    if not stride_in_1x1 and hasattr(stages[0][0], "conv3"):
+    if not stride_in_1x1 and hasattr(first, "conv3"):
         for name, (depth, *groups_and_width) in RESNEXT_ARCHITECTURES.items():
-            if _TRUNKS[depth] == trunk and groups_and_width == [num_groups, width_per_group]:
+            if TRUNKS[depth] == trunk and groups_and_width == [num_groups, width_per_group]:
                 architecture = name
     return {
         "architecture": architecture,
@@ -230,56 +274,25 @@ def describe_resnext(bottom_up: ResNet) -> dict[str, Any]:
     }
 
 
-@BACKBONE_REGISTRY.register()
-def build_resnext_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """A ResNeXt from detectron2's own ``MODEL.RESNETS`` keys (DEPTH, NUM_GROUPS, WIDTH_PER_GROUP, ...).
-
-    ``MODEL.RESNEXT.STAGE_BLOCKS``, if the config has it and it is not empty, replaces the blocks of DEPTH.
-    """
-    return _build_from_config(cfg, input_shape, cfg.MODEL.RESNETS.OUT_FEATURES)
+def strides_in_1x1(block: nn.Module) -> bool | None:
+    """Whether a block of stride 2 has it in its first, 1x1 convolution; None for a block of stride 1."""
+    conv1 = block.conv1
+    return None if block.stride == 1 else tuple(conv1.stride) == (2, 2) and tuple(conv1.kernel_size) == (1, 1)
 
 
-@BACKBONE_REGISTRY.register()
-def build_resnext_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """An FPN on :func:`build_resnext_backbone`, made as the detector of the config needs it.
-
-    If ``MODEL.FPN.IN_FEATURES`` is empty it takes res2 to res5, or res3 to res5 for a RetinaNet. On top come p6 by
-    max-pooling, or p6 and p7 by convolutions for a RetinaNet that reads p7, as in detectron2's own builders.
-    """
-    return _build_fpn(cfg, _build_from_config(cfg, input_shape, _fpn_in_features(cfg)))
-
-
-def _register_builders(architecture: str) -> None:
-    def build_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-        return _build_architecture(architecture, cfg, input_shape, cfg.MODEL.RESNETS.OUT_FEATURES)
-
-    def build_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-        return _build_fpn(cfg, _build_architecture(architecture, cfg, input_shape, _fpn_in_features(cfg)))
-
-    for builder, suffix in ((build_backbone, "backbone"), (build_fpn_backbone, "fpn_backbone")):
-        builder.__name__ = builder.__qualname__ = f"build_{architecture}_{suffix}"
-        builder.__doc__ = f"{architecture}, whatever ``MODEL.RESNETS`` says at detectron2's defaults."
-        BACKBONE_REGISTRY.register(builder)
-
-
-for _architecture in RESNEXT_ARCHITECTURES:
-    _register_builders(_architecture)
-
-
-def _assemble(
+def assemble(
     stem: BasicStem,
     stages: list[list[BottleneckBlock]],
     out_features: Sequence[str],
     freeze_at: int,
     zero_init_residual: bool,
-    checkpoint_stages: Sequence[str],
+    stages_to_checkpoint: Sequence[str],
 ) -> ResNet:
-    if unknown := [name for name in checkpoint_stages if name not in _STAGE_NAMES]:
-        raise ValueError(f"MODEL.RESNEXT.CHECKPOINT_STAGES has {unknown}; stages are {', '.join(_STAGE_NAMES)}")
-    unknown = [name for name in out_features if name not in ("stem", *_STAGE_NAMES)]
+    """A ResNet of these parts, with the stages after the last output left out; arguments as of :func:`make_resnext`."""
+    unknown = [name for name in out_features if name not in ("stem", *STAGE_NAMES)]
     if unknown or not out_features:
-        raise ValueError(
-            f"out_features (MODEL.RESNETS.OUT_FEATURES) must name some of stem, {', '.join(_STAGE_NAMES)}; "
+        raise ArchitectureError(
+            f"out_features (MODEL.RESNETS.OUT_FEATURES) must name some of stem, {', '.join(STAGE_NAMES)}; "
             f"got {list(out_features)}"
         )
     resnet = ResNet(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
@@ -290,147 +303,5 @@ def _assemble(
                 gamma = getattr(block.conv3.norm, "weight", None)
                 if gamma is not None and gamma.requires_grad:
                     nn.init.zeros_(gamma)
-    for i, name in enumerate(resnet.stage_names):
-        if name in checkpoint_stages:
-            resnet.stages[i] = CheckpointedStage(*resnet.stages[i])
-            setattr(resnet, name, resnet.stages[i])
+    checkpoint_stages(resnet, stages_to_checkpoint)
     return resnet
-
-
-class _Options(NamedTuple):
-    zero_init_residual: bool
-    stage_blocks: tuple[int, ...]
-    checkpoint_stages: tuple[str, ...]
-
-
-def _resnext_options(cfg: CfgNode) -> _Options:
-    """``MODEL.RESNEXT``, or its defaults in projects that never call add_wsl_config and have no such node."""
-    node = cfg.MODEL.get("RESNEXT", {})
-    return _Options(
-        bool(node.get("ZERO_INIT_RESIDUAL", True)),
-        tuple(node.get("STAGE_BLOCKS", ())),
-        tuple(node.get("CHECKPOINT_STAGES", ())),
-    )
-
-
-def _refuse_deformable(cfg: CfgNode) -> None:
-    if any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
-        raise ValueError(
-            "MODEL.RESNETS.DEFORM_ON_PER_STAGE: the ResNeXt builders have no deformable convolutions; use "
-            f"MODEL.BACKBONE.NAME build_resnet_backbone instead of {cfg.MODEL.BACKBONE.NAME}"
-        )
-
-
-def _build_from_config(cfg: CfgNode, input_shape: ShapeSpec, out_features: Sequence[str]) -> ResNet:
-    _refuse_deformable(cfg)
-    resnets = cfg.MODEL.RESNETS
-    options = _resnext_options(cfg)
-    blocks_per_stage = options.stage_blocks
-    if not blocks_per_stage:
-        if resnets.DEPTH not in _TRUNKS:
-            raise ValueError(
-                f"MODEL.RESNETS.DEPTH is {resnets.DEPTH}; {cfg.MODEL.BACKBONE.NAME} knows "
-                f"{', '.join(map(str, _TRUNKS))}, other depths need MODEL.RESNEXT.STAGE_BLOCKS"
-            )
-        blocks_per_stage = _TRUNKS[resnets.DEPTH].blocks_per_stage
-    if resnets.STRIDE_IN_1X1:
-        logger.warning(
-            "MODEL.RESNETS.STRIDE_IN_1X1 is True (detectron2's default); ResNeXt weights of torchvision, "
-            "WSL and this project need False"
-        )
-    stages = make_resnext_stages(
-        blocks_per_stage,
-        resnets.NUM_GROUPS,
-        resnets.WIDTH_PER_GROUP,
-        stem_channels=resnets.STEM_OUT_CHANNELS,
-        res2_channels=resnets.RES2_OUT_CHANNELS,
-        norm=resnets.NORM,
-        stride_in_1x1=resnets.STRIDE_IN_1X1,
-        res5_dilation=resnets.RES5_DILATION,
-    )
-    stem = BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, resnets.NORM)
-    return _assemble(
-        stem,
-        stages,
-        out_features,
-        cfg.MODEL.BACKBONE.FREEZE_AT,
-        options.zero_init_residual,
-        options.checkpoint_stages,
-    )
-
-
-def _build_architecture(architecture: str, cfg: CfgNode, input_shape: ShapeSpec, out_features: Sequence[str]) -> ResNet:
-    _refuse_deformable(cfg)
-    _refuse_contradictions(architecture, cfg)
-    options = _resnext_options(cfg)
-    return make_resnext(
-        architecture,
-        norm=cfg.MODEL.RESNETS.NORM,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        out_features=out_features,
-        zero_init_residual=options.zero_init_residual,
-        in_channels=input_shape.channels,
-        res5_dilation=cfg.MODEL.RESNETS.RES5_DILATION,
-        checkpoint_stages=options.checkpoint_stages,
-    )
-
-
-def _refuse_contradictions(architecture: str, cfg: CfgNode) -> None:
-    """A key at detectron2's default says nothing; one set to another value than the table's is a mistake."""
-    depth, num_groups, width_per_group = RESNEXT_ARCHITECTURES[architecture]
-    trunk = _TRUNKS[depth]
-    fixed = {
-        "DEPTH": depth,
-        "NUM_GROUPS": num_groups,
-        "WIDTH_PER_GROUP": width_per_group,
-        "STEM_OUT_CHANNELS": trunk.stem_channels,
-        "RES2_OUT_CHANNELS": trunk.res2_channels,
-        "STRIDE_IN_1X1": False,
-    }
-    defaults = get_cfg().MODEL.RESNETS
-    for key, value in fixed.items():
-        if cfg.MODEL.RESNETS[key] not in (value, defaults[key]):
-            raise ValueError(
-                f"MODEL.RESNETS.{key} is {cfg.MODEL.RESNETS[key]}, but {cfg.MODEL.BACKBONE.NAME} always has "
-                f"{value}; remove the key from the config, or take another MODEL.BACKBONE.NAME "
-                "(build_resnext_backbone and build_resnext_fpn_backbone follow MODEL.RESNETS)"
-            )
-    stage_blocks = _resnext_options(cfg).stage_blocks
-    if stage_blocks not in ((), trunk.blocks_per_stage):
-        raise ValueError(
-            f"MODEL.RESNEXT.STAGE_BLOCKS is {stage_blocks}, but {cfg.MODEL.BACKBONE.NAME} always has "
-            f"{trunk.blocks_per_stage}; only build_resnext_backbone and build_resnext_fpn_backbone follow "
-            f"that key"
-        )
-
-
-def _is_retinanet(cfg: CfgNode) -> bool:
-    return cfg.MODEL.META_ARCHITECTURE == "RetinaNet" and "p7" in cfg.MODEL.RETINANET.IN_FEATURES
-
-
-def _fpn_in_features(cfg: CfgNode) -> list[str]:
-    in_features = list(cfg.MODEL.FPN.IN_FEATURES) or list(_STAGE_NAMES[1:] if _is_retinanet(cfg) else _STAGE_NAMES)
-    if "res5" not in in_features:  # the levels on top are made from it or from p5
-        raise ValueError(f"MODEL.FPN.IN_FEATURES must include res5, got {in_features}")
-    out_features = cfg.MODEL.RESNETS.OUT_FEATURES
-    if out_features != get_cfg().MODEL.RESNETS.OUT_FEATURES and not set(in_features) <= set(out_features):
-        raise ValueError(
-            f"MODEL.RESNETS.OUT_FEATURES is {list(out_features)}, but the FPN needs {in_features} "
-            "(MODEL.FPN.IN_FEATURES); remove the key from the config or make them agree"
-        )
-    return in_features
-
-
-def _build_fpn(cfg: CfgNode, bottom_up: ResNet) -> FPN:
-    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
-    top_block: nn.Module = LastLevelMaxPool()
-    if _is_retinanet(cfg):
-        top_block = LastLevelP6P7(bottom_up.output_shape()["res5"].channels, out_channels)
-    return FPN(
-        bottom_up=bottom_up,
-        in_features=_fpn_in_features(cfg),
-        out_channels=out_channels,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=top_block,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )

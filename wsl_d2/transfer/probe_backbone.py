@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from scipy import stats
 
-from wsl_d2.checkpoint import check_pixel_statistics, load_backbone
+from wsl_d2.checkpoint import load_backbone
 from wsl_d2.data import HashtagDataset, register_datasets
 from wsl_d2.data.read.loaders import get_hashtag_dataset
 from wsl_d2.data.read.mapper import HashtagMapper
@@ -78,8 +78,7 @@ def probe_backbone(
     cfg.freeze()
     model = build_model(cfg)
     path = PathManager.get_local_path(weights)
-    load_backbone(model, path)
-    check_pixel_statistics(cfg, path)
+    load_backbone(model, path, cfg)
     parts = [_features(cfg, model, path, dataset, output / "features") for dataset in (train_set, test_set)]
     fit, judge = ((part.values[part.kept], part.labels[part.kept]) for part in parts)
     num_classes = train_set.num_labels
