@@ -53,8 +53,8 @@ def run_locally(
     goes on; a run that was cut off is started again with the same command, which for training resumes.
 
     Raises:
-        StudyError: a run failed, or ended without its result; the message has the last line of its log. The other running
-            ones are stopped.
+        StudyError: a run failed, or ended without its result; the message has the last line of its log. The others are
+            stopped.
         KeyboardInterrupt: after the running ones were asked to stop.
     """
     done = {cell.name for cell in cells if cell.is_finished()}

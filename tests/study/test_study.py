@@ -11,7 +11,7 @@ from wsl_d2.report.study import analyse, format_text
 from wsl_d2.study.runner import describe_plan, run_locally, run_on_cluster
 from wsl_d2.study.study import Study, StudyError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOY = """
 title: Toy
 axes:
