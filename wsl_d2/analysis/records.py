@@ -84,7 +84,7 @@ def read_run(folder: str | Path) -> Run:
     for path, is_there in ((folder / "config.yaml", config), (results, results.is_file())):
         if not is_there:
             raise RunError(
-                f"{path} does not exist; finish the run with `tools/train_net.py --config-file ... --resume OUTPUT_DIR "
+                f"{path} does not exist; finish the run with `wsl-d2 train --config-file ... --resume OUTPUT_DIR "
                 f"{folder}`."
             )
     changed = {key: value for key, value in written.items() if _counts(key) and config.get(key, value) != value}
