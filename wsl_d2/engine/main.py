@@ -21,7 +21,7 @@ from wsl_d2.data.read.catalog import register_datasets
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
 from wsl_d2.engine.dry_run import dry_run
 from wsl_d2.engine.evaluate import evaluate
-from wsl_d2.engine.launch import start, submit, without_cluster_options
+from wsl_d2.engine.launch import start
 from wsl_d2.engine.plan import RunPlan, open_plan
 from wsl_d2.engine.trainer import DetectionTrainer, ResumableTrainer, WSLTrainer
 from wsl_d2.errors import ConfigError
@@ -121,14 +121,3 @@ def _train_or_evaluate(plan: RunPlan, args) -> dict:
 def run(args) -> None:
     """Starts ``main(args)`` in every process of the run; see :func:`wsl_d2.engine.launch.start`."""
     start(main, args, load_config(args.config_file, args.opts).SOLVER.PROCESS_TIMEOUT_SECONDS)
-
-
-def submit_run(args, arguments: list[str]):
-    """Hands the run to a cluster, which calls ``run`` in every task; returns submitit's job.
-
-    Args:
-        args: of :func:`wsl_d2.engine.arguments.add_arguments`, with ``cluster``.
-        arguments: the command line that they were parsed from.
-    """
-    folder = Path(load_config(args.config_file, args.opts).OUTPUT_DIR) / "submitit"
-    return submit(without_cluster_options(arguments), folder, args.cluster, dict(args.cluster_parameter))

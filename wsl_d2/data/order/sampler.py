@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import Sampler
 
 from wsl_d2.data.format.labels import HashtagIndex, ShardedIndex
 from wsl_d2.data.order.resampling import ONE, fixed_point, largest_factors, repeat_factors, shard_totals
@@ -245,7 +244,7 @@ class _ImagesByShard:
         return images
 
 
-class PositionSampler(Sampler):
+class PositionSampler:
     """Infinite stream of dataset indices for one process, in an order fixed by the seed and repeat factors alone.
 
     Iteration i of a run draws the positions [i * batch_size, (i + 1) * batch_size); rank r of W takes the r-th of W

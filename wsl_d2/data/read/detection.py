@@ -13,6 +13,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_api
+from torch.utils.data import Sampler
 
 from wsl_d2.coco import CocoError, read_coco
 from wsl_d2.data.order.sampler import PositionSampler
@@ -67,6 +68,10 @@ def load_coco_dataset(json_file: str | Path, image_root: str | Path, dataset_nam
     return dataset
 
 
+class _DetectionSampler(PositionSampler, Sampler):
+    """The type that Detectron2's loaders ask for."""
+
+
 def build_resumable_detection_train_loader(cfg, start_iteration: int = 0):
     """Builds Detectron2's detection loader over a sampler that can start at any iteration.
 
@@ -92,7 +97,7 @@ def build_resumable_detection_train_loader(cfg, start_iteration: int = 0):
     except AssertionError as error:  # Detectron2's
         raise CocoError(f"DATASETS.TRAIN {names}: {error}.") from error
     _check_dataset(cfg, dataset, names)
-    sampler = PositionSampler(
+    sampler = _DetectionSampler(
         np.ones(len(dataset)),
         seed=max(0, cfg.SEED),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
