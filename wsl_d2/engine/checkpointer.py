@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import os
 import re
 import threading
@@ -15,7 +14,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from wsl_d2.checkpoint import read_pkl
 from wsl_d2.errors import UserError
-from wsl_d2.files import sha256_of
+from wsl_d2.files import HashingWriter, open_atomically, sha256_of, sync_folder, write_atomically
 
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 
@@ -57,33 +56,6 @@ def _find_damage_by_crc(path: str) -> str | None:
         return f"it is cut off or no checkpoint ({error})"
 
 
-def sync_folder(folder: str) -> None:
-    """Makes renames in a folder survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class _HashingFile:
-    """A file to write to that also takes the SHA-256 of what is written."""
-
-    def __init__(self, file):
-        self._file = file
-        self._digest = hashlib.sha256()
-
-    def write(self, data) -> int:
-        self._digest.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
-
-
 def write_checkpoint(path: str, data: dict) -> None:
     """Writes a checkpoint and its checksum; at every moment the file of that name, old or new, is whole and loads.
 
@@ -91,38 +63,32 @@ def write_checkpoint(path: str, data: dict) -> None:
         OSError: the disk is full, or another failure; what was there before is left as it was.
     """
     folder, name = os.path.split(path)
-    partial = f"{path}.partial"
+    is_new = not os.path.exists(path)
     try:
-        with open(partial, "wb") as file:
-            hashing = _HashingFile(file)
+        with open_atomically(path) as file:
+            hashing = HashingWriter(file)
             torch.save(data, hashing)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        line = f"{hashing.hexdigest()}  {name}\n"
-        is_new = not os.path.exists(path)
-        if is_new:
-            _write_text(checksum_path(path), line)
-        else:  # without a checksum for a moment, never with another file's
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(checksum_path(path))
-        os.replace(partial, path)
+            line = f"{hashing.hexdigest()}  {name}\n"
+            if is_new:
+                write_atomically(checksum_path(path), line)
+            else:  # without a checksum for a moment, never with another file's
+                file.flush()
+                os.fsync(file.fileno())
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(checksum_path(path))
         if not is_new:
-            _write_text(checksum_path(path), line)
+            write_atomically(checksum_path(path), line)
         sync_folder(folder)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into RuntimeError
-        raise OSError(f"{path}: {error}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(partial)
+    except (OSError, RuntimeError) as error:
+        raise OSError(f"{path}: {_reason(error)}") from error
 
 
-def _write_text(path: str, text: str) -> None:
-    """Writes a small file atomically."""
-    with open(f"{path}.partial", "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.partial", path)
+def _reason(error: BaseException) -> str:
+    """What the system says; torch's writer turns a full disk into a RuntimeError about positions in the file."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return str(error) if cause is None else cause.strerror or str(cause)
 
 
 def _copy_to_host(value):
@@ -218,7 +184,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def remove_leftovers(self) -> None:
         """Removes what a killed save left behind."""
-        for path in glob.glob(os.path.join(glob.escape(self.save_dir), "*.partial")):
+        for path in glob.glob(os.path.join(glob.escape(self.save_dir), "*.partial-*")):
             os.remove(path)
         for path in glob.glob(os.path.join(glob.escape(self.save_dir), "model_*.pth.sha256")):
             if not os.path.exists(path.removesuffix(".sha256")):
@@ -279,4 +245,4 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Points ``last_checkpoint`` at a file, atomically."""
-        _write_text(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
+        write_atomically(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)

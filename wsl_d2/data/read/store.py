@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from wsl_d2.data.remote import StoreBusyError, StoreUnreachableError, is_url, open_file_system, retry
 from wsl_d2.errors import ShardError
-from wsl_d2.files import cache_folder, sha256_of
+from wsl_d2.files import cache_folder, open_atomically, sha256_of
 
 
 class ShardStore:
@@ -74,22 +74,18 @@ class ShardStore:
         return path
 
     def _copy(self, name: str, path: Path, sha256: str | None) -> None:
-        partial = path.with_name(f"{name}.partial-{os.getpid()}")
-
         def copy() -> None:
-            self._file_system().get_file(self.place(name), str(partial))
-            if problem := _problem_of(partial, name, sha256):
+            self._file_system().get_file(self.place(name), file.name)
+            if problem := _problem_of(file.name, name, sha256):
                 raise StoreBusyError(problem)
 
         try:
-            retry(copy, self.place(name), self.attempts)
-            if name.endswith(".tar"):
-                self._make_room(partial.stat().st_size)
-            os.replace(partial, path)
+            with open_atomically(path) as file:
+                retry(copy, self.place(name), self.attempts)
+                if name.endswith(".tar"):
+                    self._make_room(os.path.getsize(file.name))
         except (FileNotFoundError, PermissionError, StoreBusyError, StoreUnreachableError) as error:
             raise ShardError(f"{error}.") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _file_system(self) -> Any:
         if self._connection is None or self._connection[0] != os.getpid():
@@ -112,7 +108,7 @@ class ShardStore:
             total -= size
 
 
-def _problem_of(path: Path, name: str, sha256: str | None) -> str:
+def _problem_of(path: str, name: str, sha256: str | None) -> str:
     """What is wrong with a copy, "" if nothing."""
     if sha256 is not None:
         found = sha256_of(path)
