@@ -156,7 +156,7 @@ def test_altered_and_cut_checkpoints_are_refused(tmp_path, survived):
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "missing"])
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(whole_run, datasets, tmp_path, damage, survived):
+def test_a_damaged_newest_checkpoint_falls_back_to_the_previous_one(whole_run, datasets, tmp_path, damage, survived):
     shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
     newest, before = tmp_path / "model_0000027.pth", tmp_path / "model_0000020.pth"
     content = bytearray(newest.read_bytes())

@@ -1,4 +1,4 @@
-"""Checkpoints that a kill at any moment leaves whole: written aside in the background, flushed, renamed, hashed."""
+"""Checkpoints that survive a kill at any moment: written aside in the background, flushed, renamed, with a SHA-256."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 
 
 class DamagedCheckpointError(UserError, RuntimeError):
-    """No checkpoint of a run is whole."""
+    """All checkpoints of a run are damaged."""
 
 
 def checksum_path(path: str) -> str:
@@ -29,7 +29,7 @@ def checksum_path(path: str) -> str:
 
 
 def find_damage(path: str) -> str | None:
-    """Compares a checkpoint with the SHA-256 beside it, or where there is none with the CRC-32 of its parts.
+    """Checks a checkpoint by the SHA-256 beside it, or where there is none by the CRC-32 of its parts.
 
     Returns:
         What is wrong, or None.
@@ -51,9 +51,9 @@ def _find_damage_by_crc(path: str) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.testzip()
-        return None if member is None else f"its part {member} has another checksum"
+        return None if member is None else f"the CRC-32 of its part {member} is wrong"
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
-        return f"it is cut off or no checkpoint ({error})"
+        return f"it is truncated or not a checkpoint ({error})"
 
 
 def write_checkpoint(path: str, data: dict) -> None:
@@ -92,7 +92,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _copy_to_host(value):
-    """A copy of nested dicts, lists and tensors that later training steps leave alone."""
+    """A copy of nested dicts, lists and tensors that later training steps do not change."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -103,8 +103,10 @@ def _copy_to_host(value):
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer; a file appears under its final name only when it is complete and on disk, is written
-    while training goes on, and no code in a file is executed when it is read."""
+    """Detectron2's checkpointer, but atomic, in the background, and safe to read.
+
+    A file appears under its final name only when it is complete and on disk. No code in a file is executed.
+    """
 
     _writing: threading.Thread | None = None
     _failure: OSError | None = None
@@ -116,12 +118,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
         Args:
             name: without ending.
-            in_background: return once the state is copied to the host's memory, and write it meanwhile; one save at a
-                time, so that a second one first waits for the first. See :meth:`wait` for failures.
+            in_background: return once the state is copied to the host's memory, and write it while training goes on.
+                One save at a time: a second one waits for the first. See :meth:`wait` for failures.
             kwargs: further plain data to store, as in fvcore's ``Checkpointer.save``.
 
         Raises:
-            OSError: this save failed, or an earlier one in the background of which :meth:`wait` did not tell.
+            OSError: this save failed, or the one in the background before it.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -151,7 +153,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self.after_saving(path)
 
     def is_writing(self) -> bool:
-        """Whether a save in the background is under way."""
+        """Whether a save in the background is in progress."""
         return self._writing is not None and self._writing.is_alive()
 
     def wait(self) -> bool:
@@ -183,7 +185,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 os.remove(file)
 
     def remove_leftovers(self) -> None:
-        """Removes what a killed save left behind."""
+        """Removes the temporary files and lone checksums of a killed save."""
         for path in glob.glob(os.path.join(glob.escape(self.save_dir), "*.partial-*")):
             os.remove(path)
         for path in glob.glob(os.path.join(glob.escape(self.save_dir), "model_*.pth.sha256")):
@@ -191,16 +193,16 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 os.remove(path)
 
     def has_checkpoint(self) -> bool:
-        """Whether there is one to resume from, also if ``last_checkpoint`` was lost."""
+        """Whether there is a checkpoint to resume from, even if ``last_checkpoint`` is lost."""
         return super().has_checkpoint() or bool(self.numbered_checkpoints())
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
-        """As Detectron2's, but a damaged newest checkpoint gives way to the one before it, with a warning.
+        """As Detectron2's, but falls back to the previous checkpoint, with a warning, where the newest one is damaged.
 
-        ``last_checkpoint`` says where to begin looking; no file is used whose checksum is not right.
+        The search begins at ``last_checkpoint``; a file whose checksum is wrong is never used.
 
         Raises:
-            DamagedCheckpointError: there are checkpoints to resume from, and all of them are damaged.
+            DamagedCheckpointError: all checkpoints are damaged.
         """
         if not (resume and self.has_checkpoint()):
             return super().resume_or_load(path, resume=resume)
@@ -219,7 +221,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             if damage is None:
                 return self.load(file)
             damages.append(f"{file}: {damage}")
-            self.logger.warning(f"Checkpoint {damages[-1]}; trying the one before it")
+            self.logger.warning(f"Checkpoint {damages[-1]}; falling back to the previous one")
         raise DamagedCheckpointError(
             f"no checkpoint in {self.save_dir} can be resumed from: {'; '.join(damages)}. Restore one, or remove "
             "last_checkpoint and the model_*.pth there to start again."

@@ -18,11 +18,11 @@ from wsl_d2.errors import ConfigError
 class ClusterJob:
     """One process of a run on a cluster, called by submitit in each task of a job.
 
-    It always resumes, so that a job that is started again goes on. A job that was stopped by a signal (which SLURM
-    sends before the time is over, or on preemption) saves and puts itself back into the queue.
+    It always resumes, so that a requeued job continues. A job that is stopped by a signal (which SLURM sends before the
+    time limit, or on preemption) saves and requeues itself.
 
     Args:
-        arguments: of ``tools/train_net.py``.
+        arguments: of :mod:`wsl_d2.engine.arguments`, as on the command line.
         root: the folder to run in.
     """
 
@@ -68,7 +68,7 @@ def submit(arguments: list[str], folder: str | Path, cluster: str, parameters: d
     """Submits a run through submitit and returns its job.
 
     Args:
-        arguments: of ``tools/train_net.py``, without those for submitting.
+        arguments: of :mod:`wsl_d2.engine.arguments`, as on the command line, without those for submitting.
         folder: for submitit's logs and pickles; made with access for its owner alone.
         cluster: "slurm", or "local" for processes of this machine.
         parameters: of submitit's executor, such as nodes, tasks_per_node, gpus_per_node, timeout_min, slurm_partition.
@@ -88,7 +88,7 @@ def submit(arguments: list[str], folder: str | Path, cluster: str, parameters: d
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     defaults: dict = {"name": "wsl_d2"}
     if cluster == "slurm":
-        defaults |= {"slurm_signal_delay_s": 120}  # SIGUSR2 to every process two minutes before the end
+        defaults |= {"slurm_signal_delay_s": 120}  # SIGUSR2 to every process two minutes before the time limit
     executor.update_parameters(**(defaults | parameters))
     return executor.submit(ClusterJob(arguments, str(Path(root).resolve())))
 

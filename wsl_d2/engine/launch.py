@@ -26,12 +26,12 @@ def start(main: Callable, args: Namespace, timeout_seconds: float) -> None:
     Args:
         main: of one process.
         args: of :mod:`wsl_d2.engine.arguments`.
-        timeout_seconds: how long a process waits for the others in one exchange before it gives up.
+        timeout_seconds: the collective timeout.
     """
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if _TORCHRUN_VARIABLES <= os.environ.keys():
         store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-        # The store outlives a restart by torchrun: the processes must not find the addresses of those before them.
+        # torchrun keeps the store when it restarts the processes: they must not find the addresses of the ones before.
         store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)

@@ -1,4 +1,4 @@
-"""One row for each finished run: what was computed, from what, with which versions, and what came out."""
+"""The record of a finished run: config, data, weights, versions, results."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ ROWS = [("p0", ["#golden retriever", "beach"]), ("p1", ["dog", "#cats"]), ("p2",
 
 
 def read(path, kind=None, **options):
-    """[(key, hashtags)], {reason: rows}, {reason: rows that are no images}."""
+    """[(key, hashtags)], {reason: rows}, {reason: rows that are not images}."""
     rows, rejected, skipped, number = [], {}, {}, 0
     for chunk in read_posts(str(path), kind or detect_post_format(str(path)), **options):
         assert len(chunk.keys) + len(chunk.rejected) + sum(chunk.skipped.values()) == chunk.num_rows
@@ -134,7 +134,7 @@ BAD_LINES = {
     b"\xff\xfe\x00": "invalid UTF-8",
     b"[" * 100_000: "invalid JSON",
     b'{"key": "1", "hashtags": ["\\ud800"]}': "hashtags are no valid Unicode",
-    b'{"key": "\\ud800", "hashtags": []}': "key is no valid Unicode",
+    b'{"key": "\\ud800", "hashtags": []}': "key is not valid Unicode",
     b'{"key": "' + b"x" * (1 << 20) + b'", "hashtags": []}': "longer than 1048576 bytes",
 }
 
@@ -158,8 +158,8 @@ def test_videos_and_bad_lines_of_yfcc100m(tmp_path):
     assert rows == [("1", ["dog"])] and skipped == {"video": 1}
     assert rejected == {
         "2 columns instead of 25 or 23": 1,
-        "tags are no URL-encoded UTF-8": 1,
-        "the identifier is no number": 1,
+        "tags are not URL-encoded UTF-8": 1,
+        "the identifier is not a number": 1,
         "the photo/video marker is neither 0 nor 1": 1,
     }
 

@@ -1,7 +1,7 @@
-"""Where shards are read from: a local folder, or an object store through fsspec with a bounded local cache.
+"""Where shards are read from: a local folder, or an object store through fsspec with a bounded local shard cache.
 
-A file of a store is copied whole into the cache, once for all processes of a machine; it is kept only if its size and
-checksum are right. The shards used longest ago make room for new ones.
+A file of a store is copied whole into the cache, once for all processes of a machine, and its checksum is verified. The
+least recently used shards are evicted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ShardStore:
 
     Args:
         folder: a path, or a URL of fsspec such as ``s3://bucket/train`` or ``https://host/train``.
-        cache_bytes: of shards from a store kept on this machine; at least as large as those in use at a time.
+        cache_bytes: size of the shard cache of this machine; at least that of the shards in use at a time.
         attempts: to read a file of a store, with waits in between that double.
 
     Attributes:
@@ -61,7 +61,7 @@ class ShardStore:
             fresh: copy it again even if it is there.
 
         Raises:
-            ShardError: the store does not have it, or did not give it whole in any attempt.
+            ShardError: the store does not have it, or all attempts to copy it failed.
         """
         path = self.folder / name
         if not self.is_remote:
@@ -83,7 +83,7 @@ class ShardStore:
             with open_atomically(path) as file:
                 retry(copy, self.place(name), self.attempts)
                 if name.endswith(".tar"):
-                    self._make_room(os.path.getsize(file.name))
+                    self._evict(os.path.getsize(file.name))
         except (FileNotFoundError, PermissionError, StoreBusyError, StoreUnreachableError) as error:
             raise ShardError(f"{error}.") from error
 
@@ -92,12 +92,12 @@ class ShardStore:
             self._connection = (os.getpid(), open_file_system(self.location))
         return self._connection[1]
 
-    def _make_room(self, num_bytes: int) -> None:
+    def _evict(self, num_bytes: int) -> None:
         entries = []
         for path in self.folder.glob("*.tar"):
             try:
                 status = path.stat()
-            except FileNotFoundError:  # another process made room
+            except FileNotFoundError:  # evicted by another process
                 continue
             entries.append((status.st_mtime, status.st_size, path))
         total = sum(size for _, size, _ in entries)
