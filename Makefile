@@ -1,4 +1,4 @@
-# make setup [DETECTRON2=source] | demo [DEMO_ARGS="--size full"] | test [TEST_ARGS=...] | lint | format
+# make setup [DETECTRON2=source] | demo [DEMO_ARGS="--axis seed=0,1,2"] | test [TEST_ARGS=...] | lint | format
 PYTHON ?= python3
 DETECTRON2 ?= wheel
 VENV_PYTHON := .venv/bin/python
@@ -9,7 +9,7 @@ setup:
 	@$(PYTHON) tools/setup_environment.py --detectron2 $(DETECTRON2)
 
 demo: setup
-	@$(VENV_PYTHON) tools/demo.py $(DEMO_ARGS)
+	@$(VENV_PYTHON) -m wsl_d2 demo $(DEMO_ARGS)
 
 test: setup
 	$(VENV_PYTHON) -m pytest $(TEST_ARGS)

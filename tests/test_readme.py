@@ -44,16 +44,9 @@ def test_the_shard_example_runs_as_pasted(tmp_path, monkeypatch):
     assert len(dataset) == 1 and dataset.num_labels > 900
 
 
-TABLES = [
-    ["tools/model_zoo.py"],
-    ["tools/fault_matrix.py"],
-    ["tools/collect_records.py", "--records", "datasets/miniworld_results.jsonl", "--table", "datasets/README.md"],
-]
-
-
-@pytest.mark.parametrize("command", TABLES, ids=lambda command: command[0])
-def test_tables_are_what_their_tools_write(command):
-    subprocess.run([sys.executable, *command, "--check"], cwd=ROOT, check=True)
+def test_tables_are_what_their_commands_print():
+    command = [sys.executable, "tools/write_tables.py", "README.md", "datasets/README.md"]
+    subprocess.run([*command, "--check"], cwd=ROOT, check=True)
 
 
 def test_wsl_weights_in_a_detector_as_pasted(tmp_path):

@@ -1,19 +1,9 @@
 #!/usr/bin/env python3
-"""Writes the table of backbones in README.md from the code: parameters, multiply-adds, public weights.
-
-tools/model_zoo.py            # rewrites the table between its marks
-tools/model_zoo.py --check    # writes nothing; exits 1 if the table is another one
-"""
-
-import argparse
-from pathlib import Path
-
-from readme_marks import write_table
+"""Prints the table of backbones of README.md from the code: parameters, multiply-adds, public weights."""
 
 from wsl_d2.checkpoint import WSL_WEIGHTS
 from wsl_d2.modeling import RESNEXT_ARCHITECTURES, count_complexity
 
-README = Path(__file__).resolve().parent.parent / "README.md"
 IMAGE_SIZE = 224
 
 # ImageNet-1k top-1 / top-5 of the public weights as given by https://github.com/facebookresearch/WSL-Images
@@ -39,12 +29,5 @@ def table() -> str:
     return "\n".join(rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only compare")
-    args = parser.parse_args()
-    write_table(README, "MODEL_ZOO", "tools/model_zoo.py", table(), args.check)
-
-
 if __name__ == "__main__":
-    main()
+    print(table())

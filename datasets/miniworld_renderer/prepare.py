@@ -50,7 +50,7 @@ class WorldOptions:
     num_hashtag_images: int = 32000
     num_hashtag_val_images: int = 1000
     num_clean_images: int = 1536  # 64 per class
-    num_clean_val_images: int = 480  # 20 per class
+    num_clean_val_images: int = 2_400  # 100 per class
     num_train: int = 400
     num_val: int = 250
     image_size: int = 48

@@ -1,13 +1,11 @@
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from command_line import wsl_d2
 from PIL import Image
 from toy_detections import random_detections, random_keypoints, random_world
 
@@ -221,14 +219,7 @@ def test_a_run_without_metrics_and_one_without_detections_can_be_compared(runs):
 
 
 def test_the_tool_prints_the_table_and_writes_one_self_contained_page(runs):
-    command = [
-        sys.executable,
-        str(ROOT / "tools" / "compare_ap.py"),
-        "--baseline",
-        "imagenet",
-        "--num-resamples",
-        "100",
-    ]
+    command = ["compare", "--baseline", "imagenet", "--num-resamples", "100"]
     for name in ("imagenet", "wsl"):
         command += ["--run", f"{name}={runs / name}", "--curve", f"{name}={runs / name}"]
     command += [
@@ -239,14 +230,13 @@ def test_the_tool_prints_the_table_and_writes_one_self_contained_page(runs):
         "--output",
         str(runs / "report"),
     ]
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert result.returncode == 0, result.stderr
+    printed = wsl_d2(*command)
     for metric in ("box AP", "mask AP"):
         pattern = (
             rf"wsl adds \d+\.\d {metric} to these detectors \(imagenet .*\), 95% interval .* over images; one run each"
         )
-        assert re.search(pattern, result.stdout)
-    assert "SOLVER.BASE_LR differs: imagenet: 0.04; wsl: 0.02" in result.stdout
+        assert re.search(pattern, printed)
+    assert "SOLVER.BASE_LR differs: imagenet: 0.04; wsl: 0.02" in printed
     page = (runs / "report" / "report.html").read_text()
     assert "<script" not in page
     assert 'src="http' not in page and "url(http" not in page and "<link" not in page
@@ -256,9 +246,8 @@ def test_the_tool_prints_the_table_and_writes_one_self_contained_page(runs):
     for heading in ("Gains", "Precision and recall", "Kinds of error", "by class", "held equal"):
         assert heading in page
     (runs / "val").rename(runs / "elsewhere")
-    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert result.returncode == 2 and "give the folder of the evaluated images" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    refused = wsl_d2(*command, code=2)
+    assert "give the folder of the evaluated images" in refused and len(refused.strip().splitlines()) == 1
     text = (runs / "report" / "ap_gain.json").read_text()
     comparison = json.loads(text)
     assert "NaN" not in text  # JavaScript and others refuse it

@@ -1,17 +1,15 @@
-"""Weights through real files, from and to the libraries' own networks, and tools/convert_weights.py."""
+"""Weights through real files, from and to the libraries' own networks, and the command."""
 
 import json
 import os
-import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torchvision
+from command_line import wsl_d2
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from torch import nn
@@ -30,6 +28,7 @@ from wsl_d2.checkpoint import (
     provenance_of,
 )
 from wsl_d2.checkpoint.convert import stage_features
+from wsl_d2.cli.main import main
 from wsl_d2.modeling import RESNEXT_ARCHITECTURES, HashtagClassifier, make_resnext
 
 ROOT = Path(__file__).parents[2]
@@ -145,20 +144,14 @@ def small_file(tmp_path_factory):
     return path
 
 
-def convert_tool(*arguments):
-    command = [sys.executable, "tools/convert_weights.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
 def tensors_of(path):
     return dict(WeightFile.read(path).backbone().tensors)
 
 
 def test_the_tool_converts_verifies_and_keeps_the_provenance(small_file, tmp_path):
     target = tmp_path / "backbone.pkl"
-    result = convert_tool(small_file, target, "--input-format", "BGR", "--verify", "--image-size", 64)
-    assert result.returncode == 0, result.stderr
-    assert [line.split()[0] for line in result.stdout.splitlines()[-4:]] == ["res2", "res3", "res4", "res5"]
+    printed = wsl_d2("weights", "convert", small_file, target, "--input-format", "BGR", "--verify", "--image-size", 64)
+    assert [line.split()[0] for line in printed.splitlines()[-4:]] == ["res2", "res3", "res4", "res5"]
     record = WeightFile.read(target).provenance
     assert record["input_format"] == "BGR" and record["pixel_std"] == STATISTICS["pixel_std"][::-1]
     assert record["vocabulary_checksum"] == "abc" and record["images_seen"] == 12
@@ -242,15 +235,7 @@ def test_tensors_that_are_no_weights_are_refused(small_file, tmp_path, change, m
     assert not (tmp_path / "x.pth").exists()
 
 
-def run_tool(monkeypatch, capsys, *arguments):
-    """Exit status and standard error of the tool, in this process."""
-    monkeypatch.setattr(sys, "argv", ["convert_weights.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / "tools" / "convert_weights.py"), run_name="__main__")
-    return stopped.value.code, capsys.readouterr().err
-
-
-def test_errors_of_the_tool_are_one_line_and_exit_with_2(small_file, tmp_path, monkeypatch, capsys):
+def test_errors_of_the_command_are_one_line_and_exit_with_2(small_file, tmp_path, capsys):
     bare = tmp_path / "bare.pth"
     torch.save(tensors_of(small_file), bare)
     broken = tmp_path / "broken.pth"
@@ -270,10 +255,12 @@ def test_errors_of_the_tool_are_one_line_and_exit_with_2(small_file, tmp_path, m
         ((small_file, x, "--prefix", "teacher"), "prefix='teacher' stands for 0 of its backbones; they are at 'model'"),
         (("wsl://resnext50_32x4d", x), "This one was never released"),
     ):
-        code, error = run_tool(monkeypatch, capsys, *arguments)
-        assert code == 2 and message in error
-        assert error.count("\n") == 1 and error.startswith("error: ") and "\x1b" not in error
-    assert "go together" in run_tool(monkeypatch, capsys, bare, x, "--source-input-format", "RGB")[1]
+        assert main(["weights", "convert", *map(str, arguments)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1 and error.startswith("wsl-d2 weights convert: ") and "\x1b" not in error
+    assert main(["weights", "convert", str(bare), str(x), "--source-input-format", "RGB"]) == 2
+    assert "go together" in capsys.readouterr().err
     assert not x.exists() and not list(tmp_path.glob(".*"))
 
 

@@ -10,6 +10,7 @@ from importlib import metadata
 
 import pytest
 import torch
+from command_line import wsl_d2
 from training_runs import INJECT, ROOT, losses, merged_records, train, train_together, weights
 
 
@@ -117,18 +118,21 @@ def test_a_run_leaves_its_record(whole_run, datasets, tmp_path):
 
 
 def test_records_become_a_table_that_can_be_checked(whole_run, tmp_path):
-    def run(*arguments):
-        command = [sys.executable, str(ROOT / "tools" / "collect_records.py"), "--records", str(tmp_path / "r.jsonl")]
-        return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
-
-    page = tmp_path / "page.md"
-    page.write_text("a\n<!-- RESULTS: written by tools/collect_records.py -->\n<!-- /RESULTS -->\nb\n")
-    shown = ["--table", page, "--columns", "hashtag/top1", "hashtag/num_images"]
-    assert run(whole_run, *shown).returncode == 0
+    rows = tmp_path / "r.jsonl"
+    shown = ["--table", "runs", "--results", "hashtag/top1", "hashtag/num_images"]
+    printed = wsl_d2("records", whole_run, "--records", rows, *shown)
     top1 = json.loads((whole_run / "record.json").read_text())["results"]["hashtag/top1"]
-    assert f"| {whole_run.name} | {top1:.1f} | 20.0 | none | 0 |" in page.read_text()
-    assert run(*shown, "--check").returncode == 0
-    page.write_text(page.read_text().replace("| 20.0 |", "| 21.0 |"))
-    assert run(*shown, "--check").returncode == 1
-    assert run(whole_run).returncode == 0 and len((tmp_path / "r.jsonl").read_text().splitlines()) == 1
-    assert "holds no record.json" in run(tmp_path / "nothing").stderr
+    assert f"| {top1:.1f} | 20.0 | none | 0 |" in printed
+    page = tmp_path / "page.md"
+    page.write_text(f"a\n<!-- TABLE: wsl-d2 records --records {rows} {' '.join(shown)} -->\n\n<!-- /TABLE -->\nb\n")
+    tables = [sys.executable, str(ROOT / "tools" / "write_tables.py"), str(page)]
+    assert subprocess.run([*tables, "--check"], capture_output=True).returncode == 1
+    subprocess.run(tables, check=True)
+    assert printed in page.read_text() and page.read_text().startswith("a\n<!-- TABLE")
+    assert subprocess.run([*tables, "--check"]).returncode == 0
+    wsl_d2("records", whole_run, "--records", rows)
+    assert len(rows.read_text().splitlines()) == 1
+    assert "holds no record.json" in wsl_d2("records", tmp_path / "nothing", "--records", rows, code=2)
+    assert "no run has all of top7; there are hashtag/" in wsl_d2(
+        "records", "--records", rows, "--table", "runs", "--results", "top7", code=2
+    )

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -56,6 +55,12 @@ def write_dataset(folder: Path, num_shards: int) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
+def memory_mb(line: str) -> float:
+    """A line of /proc/self/status in MB."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(text.split()[1]) for text in status if text.startswith(f"{line}:")) / 1000
+
+
 def first_batch(folder: Path, mode: str) -> None:
     """What a run does before its first step, timed; prints JSON."""
     import wsl_d2.engine.plan  # noqa: F401  (imports are not counted)
@@ -68,7 +73,8 @@ def first_batch(folder: Path, mode: str) -> None:
     opened = []
     read = dataset_module.read_manifest
     dataset_module.read_manifest = lambda path: (opened.append(path), read(path))[1]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = memory_mb("VmRSS")
     start = time.perf_counter()
     opts = [
         "DATASETS.HASHTAG_FOLDERS",
@@ -92,8 +98,8 @@ def first_batch(folder: Path, mode: str) -> None:
     planned = time.perf_counter()
     next(iter(build_hashtag_train_loader(plan.cfg, plan.dataset, plan.sampler)))
     end = time.perf_counter()
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps({"plan": planned - start, "batch": end - planned, "memory": memory / 1000, "opened": len(opened)}))
+    memory = {"peak": memory_mb("VmHWM") - before, "kept": memory_mb("VmRSS") - before}
+    print(json.dumps({"plan": planned - start, "batch": end - planned, "opened": len(opened)} | memory))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -120,7 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
                 found = json.loads(done.stdout.splitlines()[-1])
                 print(
                     f"{mode:8} start {number + 1}: plan {found['plan']:.2f} s, first batch {found['batch']:.2f} s, "
-                    f"{found['memory']:.0f} MB more memory, manifest read {found['opened']} time(s)"
+                    f"{found['peak']:.0f} MB more memory at the peak, {found['kept']:.0f} kept, "
+                    f"manifest read {found['opened']} time(s)"
                 )
 
 

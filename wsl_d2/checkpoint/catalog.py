@@ -12,6 +12,7 @@ registers the three prefixes with detectron2's ``PathManager``.
 ``SHA256SUMS`` there says which files are right; without it, the first 8 hex digits in a file's name do.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -143,9 +144,7 @@ class WSLHandler(WeightsHandler):
             never = " This one was never released." if name in _NEVER_RELEASED else ""
             raise MissingFileError(f"no weights {self.PREFIX}{name}; known: {', '.join(WSL_WEIGHTS)}.{never}")
         _warn_of_licence()
-        return _provide(
-            _PublicFile(f"wsl-{name}", WSL_WEIGHTS[name], RESNEXT_ARCHITECTURES[name], "CC-BY-NC-4.0"), force
-        )
+        return _provide(_wsl_file(name), force)
 
     def knows(self, name: str) -> bool:
         return name in WSL_WEIGHTS
@@ -163,13 +162,7 @@ class TorchvisionHandler(WeightsHandler):
                 f"no weights {self.PREFIX}{name}, or not those of a ResNet of bottleneck blocks; "
                 f"known: {', '.join(known)}"
             )
-        weights = torchvision.models.get_weight(name)
-        base, _, file_name = weights.url.rpartition("/")
-        if f"{base}/" != BASE_URL or not re.fullmatch(r"[\w.-]+-[0-9a-f]{8,64}\.pth", file_name):
-            raise DownloadError(f"this version of torchvision has {name} at {weights.url}, which cannot be verified")
-        # str(weights) and not the name: DEFAULT is another name of one of them.
-        architecture = TORCHVISION_WEIGHTS[type(weights).__name__]
-        return _provide(_PublicFile(f"torchvision-{weights}", file_name, architecture, "BSD-3-Clause"), force)
+        return _provide(_torchvision_file(name), force)
 
     def knows(self, name: str) -> bool:
         return name in self._names()
@@ -228,6 +221,55 @@ def _timm() -> Any:
 def _plain_models(timm: Any) -> list[str]:
     plain = re.compile(r"(resnet(26|50|101|152)|wide_resnet\d+_2|resnext\d+_\d+x\d+d)\.")
     return [name for name in timm.list_pretrained() if plain.match(name)]
+
+
+def public_weights() -> list[dict[str, Any]]:
+    """What MODEL.WEIGHTS takes by name; nothing is downloaded.
+
+    Returns:
+        One dict each with "name"; "backbone", the registered architecture that it fills, None where it needs its
+        MODEL.RESNETS; "license", None where timm's page tells it; "is_cached", whether it is on this machine.
+    """
+    folder, mirror = cache_folder("weights"), os.environ.get(MIRROR_VARIABLE, "").strip()
+    registered = {architecture: name for name, architecture in RESNEXT_ARCHITECTURES.items()}
+    files = {f"{WSLHandler.PREFIX}{name}": _wsl_file(name) for name in WSL_WEIGHTS}
+    files |= {f"{TorchvisionHandler.PREFIX}{name}": _torchvision_file(name) for name in TorchvisionHandler._names()}
+    rows = [
+        {
+            "name": name,
+            "backbone": registered.get(file.architecture),
+            "license": file.license,
+            "is_cached": _cached(folder, file, mirror) is not None,
+        }
+        for name, file in files.items()
+        if not name.endswith(".DEFAULT")
+    ]
+    with contextlib.suppress(ImportError):
+        for name in _plain_models(_timm()):
+            backbone = name.partition(".")[0]
+            rows.append(
+                {
+                    "name": f"{TimmHandler.PREFIX}{name}",
+                    "backbone": backbone if backbone in RESNEXT_ARCHITECTURES else None,
+                    "license": None,
+                    "is_cached": (folder / f"timm-{name}.pth").is_file(),
+                }
+            )
+    return rows
+
+
+def _wsl_file(name: str) -> _PublicFile:
+    return _PublicFile(f"wsl-{name}", WSL_WEIGHTS[name], RESNEXT_ARCHITECTURES[name], "CC-BY-NC-4.0")
+
+
+def _torchvision_file(name: str) -> _PublicFile:
+    weights = torchvision.models.get_weight(name)
+    base, _, file_name = weights.url.rpartition("/")
+    if f"{base}/" != BASE_URL or not re.fullmatch(r"[\w.-]+-[0-9a-f]{8,64}\.pth", file_name):
+        raise DownloadError(f"this version of torchvision has {name} at {weights.url}, which cannot be verified")
+    # str(weights) and not the name: DEFAULT is another name of one of them.
+    architecture = TORCHVISION_WEIGHTS[type(weights).__name__]
+    return _PublicFile(f"torchvision-{weights}", file_name, architecture, "BSD-3-Clause")
 
 
 @functools.cache  # once per process

@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 
-from wsl_d2.cli import data, duplicates, hashtags, pretrain, probe, train
+from wsl_d2.cli import compare, data, duplicates, hashtags, predict, pretrain, probe, records, study, train, weights
 from wsl_d2.cli.verb import Parser, Verb
 from wsl_d2.errors import UserError
 from wsl_d2.version import __version__
@@ -28,8 +28,14 @@ VERBS: dict[str, Verb | tuple[str, dict[str, Verb]]] = {
     "data": ("datasets of shards: making, checking, looking", data.VERBS),
     "pretrain": pretrain.PRETRAIN,
     "train": train.TRAIN,
+    "weights": ("weight files: public ones by name, conversion", weights.VERBS),
+    "compare": compare.COMPARE,
+    "predict": predict.PREDICT,
     "probe": probe.PROBE,
     "duplicates": duplicates.DUPLICATES,
+    "study": study.STUDY,
+    "records": records.RECORDS,
+    "demo": study.DEMO_VERB,
 }
 
 

@@ -25,7 +25,7 @@ def train(args: argparse.Namespace) -> None:
         else:
             run(args)
     except FloatingPointError as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"the loss is not finite: {error}") from error
 
 
 TRAIN = Verb(train, add_arguments, "the checkpoints in OUTPUT_DIR are kept, and --resume goes on from the newest")

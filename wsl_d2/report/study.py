@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import json
+import string
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from scipy import stats
 
 from wsl_d2.analysis.records import without_nan
 from wsl_d2.analysis.scaling import compare_growth, fit_log_linear
+from wsl_d2.report.gains import write_gains
 from wsl_d2.report.plots import STYLE_SHEET, style_of, svg_of
-from wsl_d2.study.study import Study, StudyError
+from wsl_d2.study.study import Cell, Study, StudyError
 
 
 def mean_interval(values: Iterable[float]) -> tuple[float, float]:
@@ -35,10 +37,8 @@ def analyse(study: Study, rows: list[dict]) -> list[dict]:
     Raises:
         StudyError: an item has no rows.
     """
-    return [
-        _scaling(study, rows, item) if item["kind"] == "scaling" else _levels(study, rows, item)
-        for item in study.report
-    ]
+    kinds = {"scaling": _scaling, "levels": _levels}
+    return [kinds[item["kind"]](study, rows, item) for item in study.report if item["kind"] in kinds]
 
 
 def _with(rows: list[dict], axis: str, result: str) -> list[dict]:
@@ -136,7 +136,7 @@ def format_text(study: Study, analysis: list[dict]) -> str:
     """Returns the report for a terminal."""
     lines = [study.title, ""]
     for item in analysis:
-        headers, table = _table(item)
+        headers, table = table_of_item(item)
         widths = [max(len(row[i]) for row in [headers, *table]) for i in range(len(headers))]
         lines.append(_heading(item))
         for row in [headers, *table]:
@@ -153,7 +153,8 @@ def _heading(item: dict) -> str:
     return f"{item['y']} by {item['x']}" + (f" and {item['series']}" if item["kind"] == "scaling" else "")
 
 
-def _table(item: dict) -> tuple[list[str], list[list[str]]]:
+def table_of_item(item: dict) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of one item of :func:`analyse`."""
     if item["kind"] == "scaling":
         headers = [item["series"], *(f"{point['x']:,}" for point in item["lines"][0]["points"]), "per decade"]
         table = [
@@ -255,7 +256,7 @@ def write_report(study: Study, rows: list[dict], analysis: list[dict], output: s
     escape = html.escape
     parts = [f"<h1>{escape(study.title)}</h1>", f"<p>{escape(study.description)}</p>"]
     for item in analysis:
-        headers, table = _table(item)
+        headers, table = table_of_item(item)
         head = "".join(f"<th>{escape(cell)}</th>" for cell in headers)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table)
         parts.append(f"<h2>{escape(_heading(item))}</h2><figure>{_plot(item)}</figure>")
@@ -275,6 +276,62 @@ def write_report(study: Study, rows: list[dict], analysis: list[dict], output: s
     path = output / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def write_study(study: Study, output: str | Path) -> str:
+    """Writes all that a study file's report asks for; returns it as text for a terminal, with the places of the pages.
+
+    Raises:
+        StudyError: runs are unfinished.
+        RunError: the runs of a comparison differ in more than their initialization.
+    """
+    output = Path(output)
+    texts = []
+    for item in study.report:
+        if item["kind"] == "comparison":
+            texts += _compare(study, output, item)
+    rows = study.read_results(output)
+    if analysis := analyse(study, rows):
+        page = write_report(study, rows, analysis, output)
+        texts += [format_text(study, analysis), f"{page}, {output / 'report.json'}, {output / 'results.csv'}"]
+    return "\n".join(texts)
+
+
+def _compare(study: Study, output: Path, item: dict) -> list[str]:
+    """A page for each combination of the axes that the ground truth has; all other runs of an arm are its seeds."""
+    stage, arms = item["stage"], item["arms"]
+    named = {name for _, name, _, _ in string.Formatter().parse(item["ground_truth"]) if name}
+    of_page = {axis for name in named for axis in study.stages.get(name, {}).get("axes", [name])} & study.axes.keys()
+    pages: dict[str, list[Cell]] = {}
+    cells = study.cells(output)
+    for cell in cells:
+        if cell.stage == stage:
+            study.check_finished(cell)
+            place = ",".join(f"{axis}={value}" for axis, value in cell.values.items() if axis in of_page)
+            pages.setdefault(place, []).append(cell)
+    texts = []
+    for place, members in pages.items():
+        first = members[0]
+        folders: dict[str, list[Path]] = {}
+        for cell in members:
+            folders.setdefault(str(cell.values[arms]), []).append(cell.folder)
+        curves: dict[str, Path] = {}
+        for cell in cells:
+            if cell.stage == item["curves"] and all(first.values[axis] == cell.values[axis] for axis in of_page):
+                curves.setdefault(str(cell.values[arms]), cell.folder)
+        folder = output / "report" / place
+        text = write_gains(
+            folders,
+            study.fill(item["ground_truth"], output, stage, first.values),
+            list(map(str, item["baselines"])),
+            folder,
+            title=study.title,
+            command=f"wsl-d2 study {study.path} --output {output} --report-only",
+            images=study.fill(item["images"], output, stage, first.values),
+            curves=curves,
+        )
+        texts += [*([place] if place else []), text, "", str(folder / "report.html")]
+    return texts
 
 
 def _cell(value) -> str:

@@ -2,6 +2,7 @@
 
 A folder of results::
 
+    arguments.json     of the call that began it
     counts/            how many photos carry each hashtag
     vocabulary.json    the labels
     shards/            photos and hashtags as a dataset (not where tars are given: these are indexed in place)
@@ -13,6 +14,7 @@ A folder of results::
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -88,7 +90,23 @@ def pretrain(
     posts = [posts] if isinstance(posts, str) else list(posts or [])
     columns = columns or CountOptions()
     _check_input(photos, posts, architecture)
-    output.mkdir(parents=True, exist_ok=True)
+    _claim(
+        output,
+        {
+            "photos": str(photos.resolve()),
+            "posts": [str(Path(post).resolve()) for post in posts],
+            "columns": dataclasses.asdict(columns),
+            "vocabulary": vocabulary,
+            "min images": min_images,
+            "held out": held_out,
+            "architecture": architecture,
+            "image size": image_size,
+            "total images": total_images,
+            "batch size": batch_size,
+            "learning rate for 256 images": lr_per_256_images,
+            "seed": seed,
+        },
+    )
     labels = _find_vocabulary(photos, posts, output, vocabulary, min_images, columns, workers, say)
     shards = _make_shards(photos, posts, output, labels, columns, workers, say)
     parts = {}
@@ -134,6 +152,28 @@ def _check_input(photos: Path, posts: list[str], architecture: str) -> None:
 
     if architecture not in RESNEXT_ARCHITECTURES:
         raise UserError(f"unknown architecture {architecture!r}; choose one of {', '.join(RESNEXT_ARCHITECTURES)}.")
+
+
+def _claim(output: Path, arguments: dict) -> None:
+    """Notes what a folder of results is for, or checks that it is for the same.
+
+    Raises:
+        UserError: it holds the results of other arguments, or other files.
+    """
+    path = output / "arguments.json"
+    if not path.is_file():
+        if output.exists() and any(output.iterdir()):
+            raise UserError(f"{output} exists and holds no pretraining; choose another --output, or remove it.")
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(arguments, indent=1))
+        return
+    noted = json.loads(path.read_text())
+    for name, value in arguments.items():
+        if noted.get(name) != value:
+            raise UserError(
+                f"{output} holds a pretraining with {name} {noted.get(name)}, and this one has {value}; choose another "
+                f"--output, or repeat the call that began it. The run's own settings are in {output / 'pretrain.yaml'}."
+            )
 
 
 def _find_vocabulary(

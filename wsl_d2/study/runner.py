@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wsl_d2.study.study import Cell, Study, StudyError
+
+_LOSS_NOT_FINITE = "not finite"  # in the last line of a training that stopped for it
 
 
 def expected_seconds(cell: Cell, finished: list[Cell]) -> float:
@@ -42,7 +45,6 @@ def run_locally(
     *,
     jobs: int,
     root: Path,
-    environment: dict[str, str] | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Runs the unfinished cells, ``jobs`` at a time, each once those it needs are finished.
@@ -51,15 +53,22 @@ def run_locally(
     goes on; a run that was cut off is started again with the same command, which for training resumes.
 
     Raises:
-        StudyError: a run failed, or ended without its result; the message has the end of its log. The other running
-            ones are stopped.
+        StudyError: a run failed, or ended without its result; the message has the last line of its log. The others are
+            stopped.
         KeyboardInterrupt: after the running ones were asked to stop.
     """
     done = {cell.name for cell in cells if cell.is_finished()}
     everything = list(cells)
     waiting = [cell for cell in cells if cell.name not in done]
     running: dict[str, tuple[Cell, subprocess.Popen, float]] = {}
-    total, begin, last_line = len(waiting), time.monotonic(), 0.0
+    begin, last_line = time.monotonic(), time.monotonic()
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+
+    def tell(text: str) -> None:
+        finished = [cell for cell in everything if cell.name in done]
+        left = _seconds_left(waiting, [(cell, start) for cell, _, start in running.values()], finished, jobs)
+        say(f"[{_clock(time.monotonic() - begin)}, about {_clock(left)} left] {text}")
+
     try:
         while waiting or running:
             for cell in list(waiting):
@@ -68,12 +77,13 @@ def run_locally(
                     continue
                 waiting.remove(cell)
                 cell.note(None)
-                say(f"{cell.name}: {shlex.join(cell.command)}")
+                tell(f"{cell.name}: {shlex.join(cell.command)}")
+                command = ["-m", "wsl_d2", *cell.command[1:]] if cell.command[0] == "wsl-d2" else cell.command
                 with open(cell.folder / "study_cell.log", "ab") as log:
                     process = subprocess.Popen(
-                        [sys.executable, *cell.command],
+                        [sys.executable, *command],
                         cwd=root,
-                        env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
+                        env=os.environ | {"OMP_NUM_THREADS": str(threads)} | cell.environment,
                         stdout=log,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,
@@ -85,22 +95,24 @@ def run_locally(
                 if status is None:
                     continue
                 del running[name]
+                if status != 0 and cell.may_diverge and _LOSS_NOT_FINITE in last_line_of_log(cell):
+                    cell.note(time.monotonic() - start, diverged=True)
+                    done.add(name)
+                    tell(f"{name}: diverged")
+                    continue
                 if status != 0 or not cell.done.is_file():
                     raise StudyError(
                         f"{name} ended with status {status}"
                         + ("" if status else f" but without {cell.done}")
-                        + f"; the end of {cell.folder / 'study_cell.log'}:\n{log_tail(cell)}"
+                        + f"; {cell.folder / 'study_cell.log'} ends with: {last_line_of_log(cell)}"
                     )
                 cell.note(time.monotonic() - start)
                 done.add(name)
-                say(f"{name}: finished in {_clock(time.monotonic() - start)}")
-            if running and time.monotonic() - last_line > 60:
+                tell(f"{name}: finished in {_clock(time.monotonic() - start)}")
+            if running and time.monotonic() - last_line > 30:
                 last_line = time.monotonic()
-                finished = [cell for cell in everything if cell.name in done]
-                left = sum(expected_seconds(cell, finished) for cell in waiting) / jobs
-                say(
-                    f"[{_clock(time.monotonic() - begin)}, about {_clock(left)} left] "
-                    f"{total - len(waiting) - len(running)}/{total} runs; now {', '.join(running)}"
+                tell(
+                    f"{len(done)} of {len(everything)} runs finished; now {', '.join(map(_progress, running.values()))}"
                 )
     finally:
         for _, process, _ in running.values():
@@ -108,6 +120,42 @@ def run_locally(
                 os.killpg(process.pid, signal.SIGTERM)
         for _, process, _ in running.values():
             process.wait()
+
+
+def _seconds_left(waiting: list[Cell], running: list[tuple[Cell, float]], finished: list[Cell], jobs: int) -> float:
+    """Of the whole study; a training's own estimate counts where it has given one."""
+    left = sum(expected_seconds(cell, finished) / (1 if cell.all_cores else jobs) for cell in waiting)
+    of_running = [0.0]
+    for cell, start in running:
+        elapsed = time.monotonic() - start
+        record = _last_record(cell)
+        guess = max(0.0, expected_seconds(cell, finished) - elapsed)
+        of_running.append(record["eta_seconds"] if "eta_seconds" in record else guess)
+    return left + max(max(of_running), sum(of_running) / jobs)
+
+
+def _progress(entry: tuple[Cell, subprocess.Popen, float]) -> str:
+    cell, _, _ = entry
+    iteration = _last_record(cell).get("iteration")
+    return cell.name if iteration is None else f"{cell.name} at iteration {iteration + 1:,}"
+
+
+def _last_record(cell: Cell) -> dict:
+    """The last whole line of a training's metrics.json, empty for other runs."""
+    path = cell.folder / "metrics.json"
+    if not path.is_file():
+        return {}
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 20_000))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "eta_seconds" in record:
+            return record
+    return {}
 
 
 def run_on_cluster(
@@ -127,7 +175,7 @@ def run_on_cluster(
         parameters: of the executor, such as {"slurm_partition": "gpu", "gpus_per_node": 8, "timeout_min": 1440}.
 
     Raises:
-        StudyError: submitit is not installed, or runs failed; the message has the end of the first one's log.
+        StudyError: submitit is not installed, or runs failed; the message has the last line of the first one's log.
     """
     try:
         import submitit
@@ -154,7 +202,7 @@ def run_on_cluster(
             cell, reason = failed[0]
             raise StudyError(
                 f"{len(failed)} of {len(missing)} runs of {stage} failed, the first {cell.name} "
-                f"({str(reason).strip().splitlines()[-1]}); the end of its log:\n{log_tail(cell)}"
+                f"({str(reason).strip().splitlines()[-1]}); its log ends with: {last_line_of_log(cell)}"
             )
 
 
@@ -162,10 +210,11 @@ def _run_cell(cell: Cell, root: Path) -> None:
     run_locally([Cell(**{**vars(cell), "needs": ()})], jobs=1, root=root)
 
 
-def log_tail(cell: Cell, num_lines: int = 15) -> str:
-    """Returns the end of a run's log."""
+def last_line_of_log(cell: Cell) -> str:
+    """Returns the last line of a run's log that says something."""
     path = cell.folder / "study_cell.log"
-    return "\n".join(path.read_text(errors="replace").splitlines()[-num_lines:]) if path.is_file() else "(no log)"
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "(no log)")
 
 
 def _clock(seconds: float) -> str:

@@ -5,8 +5,9 @@ A study file::
     title: Number of hashtag images
     axes:                             # every combination of the axes' values is a cell
       num_images: [1000, 10000]
-      backbone: {small: [MODEL.BACKBONE.NAME, build_a_backbone], large: [...]}   # named lists of arguments
+      arm: {scratch: [], wsl: [MODEL.WEIGHTS, "{pretrain}/backbone.pth"]}   # named lists of arguments
       seed: [0, 1, 2]
+    select: {seed: [0]}               # values that are run if the command line does not name others
     stages:                           # each is run once for every combination of *its* axes
       subset:
         axes: [num_images]
@@ -14,38 +15,49 @@ A study file::
         done: "{folder}/train/manifest.json"
         seconds: 5                    # a first guess at its cost on one core
       pretrain:
-        axes: [num_images, backbone, seed]
+        axes: [num_images, arm, seed]
+        only: {arm: [wsl]}            # and for these values alone
         needs: [subset]
-        command: tools/train_net.py ... OUTPUT_DIR {folder} SEED {seed} @backbone
+        command: wsl-d2 train --config-file ... --resume OUTPUT_DIR {folder} SEED {seed}
+        environment: {DETECTRON2_DATASETS: "{studies}/datasets"}
         done: "{folder}/backbone.pth"
         seconds: 300
+        all_cores: true               # runs alone
+        may_diverge: true             # a loss that is not finite is a result and not the end
     results:
       top1: {stage: probe, file: probe.json, key: top1}
     report:
       - {kind: scaling, x: num_images, series: backbone, y: top1}
       - {kind: levels, x: noise, baseline: 0, y: top1}
+      - {kind: comparison, stage: detect, arms: arm, baselines: [scratch], ground_truth: "{world}/val.json",
+         images: "{world}/val", curves: pretrain}   # wsl-d2 compare; a page for each world, its seeds together
 
 In commands ``{folder}`` is the folder of the run, ``{output}`` that of the study, ``{studies}`` the one above it, which
 several studies can share, ``{<stage>}`` that of a needed stage, ``{<axis>}`` a value, and a word ``@<axis>`` stands for
-the arguments of a named value.
+the arguments of a named value. A command begins with ``wsl-d2`` or with a Python script of the repository.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 import shlex
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
 from wsl_d2.analysis.records import read_metrics
 from wsl_d2.errors import UserError
+from wsl_d2.files import write_atomically
 
-_STAGE_KEYS = {"axes", "needs", "command", "done", "seconds", "all_cores"}
-_REPORT_KEYS = {"scaling": {"kind", "x", "series", "y"}, "levels": {"kind", "x", "baseline", "y"}}
+_STAGE_KEYS = {"axes", "only", "needs", "command", "environment", "done", "seconds", "all_cores", "may_diverge"}
+_REPORT_KEYS = {
+    "scaling": {"kind", "x", "series", "y"},
+    "levels": {"kind", "x", "baseline", "y"},
+    "comparison": {"kind", "stage", "arms", "baselines", "ground_truth", "images", "curves"},
+}
 
 
 class StudyError(UserError, ValueError):
@@ -62,10 +74,12 @@ class Cell:
         values: axis -> value (its name, for named values) of the stage's axes.
         folder: where the run writes.
         command: arguments of Python.
+        environment: variables it is given.
         needs: names of the cells that must be finished before.
         done: the file that exists once it is finished.
         expected_seconds: on one core.
         all_cores: whether it runs alone.
+        may_diverge: whether it may end without its result because its loss is not finite.
     """
 
     name: str
@@ -73,10 +87,12 @@ class Cell:
     values: dict
     folder: Path
     command: tuple[str, ...]
+    environment: dict[str, str]
     needs: tuple[str, ...]
     done: Path
     expected_seconds: float
     all_cores: bool
+    may_diverge: bool
 
     @property
     def record(self) -> Path:
@@ -89,26 +105,32 @@ class Cell:
         Raises:
             StudyError: the folder holds a run of another command.
         """
-        if self.record.is_file():
-            other = json.loads(self.record.read_text())["command"]
-            if other != list(self.command):
-                raise StudyError(
-                    f"{self.folder} holds a run of another command:\n  was {shlex.join(other)}\n  is  "
-                    f"{shlex.join(self.command)}\nChoose another --output, or remove that folder."
-                )
-            return self.done.is_file() and json.loads(self.record.read_text())["seconds"] is not None
-        return False
+        if not self.record.is_file():
+            return False
+        noted = self._noted()
+        if (other := noted["command"]) != list(self.command):
+            raise StudyError(
+                f"{self.folder} holds a run of another command; it was `{shlex.join(other)}` and is now "
+                f"`{shlex.join(self.command)}`. Choose another --output, or remove that folder."
+            )
+        return noted["seconds"] is not None and (self.done.is_file() or self.has_diverged())
 
-    def note(self, seconds: float | None) -> None:
-        """Notes the command, and once it is finished the seconds it took."""
+    def has_diverged(self) -> bool:
+        """Whether it ended because its loss was not finite."""
+        return bool(self._noted().get("diverged"))
+
+    def note(self, seconds: float | None, diverged: bool = False) -> None:
+        """Notes what the run is, and once it is finished the seconds it took."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.record.with_name(f"{self.record.name}.partial")
-        partial.write_text(json.dumps({"command": list(self.command), "seconds": seconds}) + "\n")
-        os.replace(partial, self.record)
+        what = {"stage": self.stage, "values": self.values, "command": list(self.command), "seconds": seconds}
+        write_atomically(self.record, json.dumps(what | ({"diverged": True} if diverged else {})) + "\n")
 
     def seconds_taken(self) -> float | None:
         """Seconds of the finished run; None before."""
-        return json.loads(self.record.read_text())["seconds"] if self.record.is_file() else None
+        return self._noted().get("seconds")
+
+    def _noted(self) -> dict:
+        return json.loads(self.record.read_text()) if self.record.is_file() else {}
 
 
 @dataclass
@@ -118,17 +140,22 @@ class Study:
     path: Path
     title: str
     description: str
-    axes: dict[str, dict]  # axis -> value or its name -> arguments
+    axes: dict[str, dict]  # axis -> value or its name -> arguments, of the values that are run
     stages: dict[str, dict]
     results: dict[str, dict]
     report: list[dict]
 
     @classmethod
-    def load(cls, path: str | Path) -> Study:
+    def load(cls, path: str | Path, select: Mapping[str, Sequence] | None = None) -> Study:
         """Reads a study file.
 
+        Args:
+            path: of the file.
+            select: axis -> the values to run, in place of the file's own selection. Of an axis with named values they
+                are among these; of another axis they may be new ones.
+
         Raises:
-            StudyError: it is no YAML, lacks a part, or names a stage, axis or key that does not exist.
+            StudyError: it is no YAML, lacks a part, or names a stage, axis, value or key that does not exist.
         """
         path = Path(path)
         try:
@@ -137,8 +164,8 @@ class Study:
             raise StudyError(f"{path}: not a readable study file ({error}).") from error
         if not isinstance(content, dict):
             raise StudyError(f"{path}: a study file is a mapping with title, axes, stages, results and report.")
-        allowed = {"title", "description", "axes", "stages", "results", "report"}
-        if missing := sorted((allowed - {"description"}) - content.keys()):
+        allowed = {"title", "description", "axes", "select", "stages", "results", "report"}
+        if missing := sorted({"title", "axes", "stages", "report"} - content.keys()):
             raise StudyError(f"{path}: {', '.join(missing)} missing.")
         if unknown := sorted(content.keys() - allowed):
             raise StudyError(f"{path}: unknown {', '.join(unknown)}; allowed are {', '.join(sorted(allowed))}.")
@@ -148,13 +175,19 @@ class Study:
                 raise StudyError(f"{path}: axis {axis} needs a list of values or a mapping of name -> arguments.")
             named = values if isinstance(values, dict) else dict.fromkeys(values, ())
             axes[axis] = {name: tuple(map(str, arguments or ())) for name, arguments in named.items()}
+        for axis, chosen in {**content.get("select", {}), **(select or {})}.items():
+            if axis not in axes:
+                raise StudyError(f"{path}: there is no axis {axis} to select from; there are {', '.join(axes)}.")
+            if any(axes[axis].values()) and (new := [value for value in chosen if value not in axes[axis]]):
+                raise StudyError(f"{path}: {axis} has no value {new[0]!r}; choose among {_list(axes[axis])}.")
+            axes[axis] = {value: axes[axis].get(value, ()) for value in chosen}
         study = cls(
             path,
             content["title"],
             content.get("description", ""),
             axes,
             content["stages"],
-            content["results"],
+            content.get("results", {}),
             content["report"],
         )
         study._check()
@@ -173,6 +206,8 @@ class Study:
                     refuse(f"stage {name} has no {key}.")
             if unknown := sorted(set(stage.get("axes", [])) - self.axes.keys()):
                 refuse(f"stage {name}: no axis {', '.join(unknown)}; there are {', '.join(self.axes)}.")
+            if unknown := sorted(stage.get("only", {}).keys() - set(stage.get("axes", []))):
+                refuse(f"stage {name}: only names {', '.join(unknown)}, which is none of its axes.")
             for need in stage.get("needs", []):
                 if need not in seen:
                     refuse(f"stage {name} needs {need!r}, which is no earlier stage.")
@@ -189,13 +224,19 @@ class Study:
                     f"report {item}: kind is one of "
                     + "; ".join(f"{k} with {sorted(v)}" for k, v in _REPORT_KEYS.items())
                 )
-            for key in ("x", "series"):
+            for key in ("x", "series", "arms"):
                 if key in item and item[key] not in self.axes:
                     refuse(f"report: {key} {item[key]!r} is no axis; there are {', '.join(self.axes)}.")
-            if item["y"] not in self.results:
+            for key in ("stage", "curves"):
+                if key in item and item[key] not in self.stages:
+                    refuse(f"report: {key} {item[key]!r} is no stage; there are {', '.join(self.stages)}.")
+            if "y" in item and item["y"] not in self.results:
                 refuse(f"report: y {item['y']!r} is no result; there are {', '.join(self.results)}.")
-            if kind == "levels" and item["baseline"] not in self.axes[item["x"]]:
-                refuse(f"report: baseline {item['baseline']!r} is no value of {item['x']}.")
+            x, baselines = (
+                (item["arms"], item["baselines"]) if kind == "comparison" else (item["x"], [item.get("baseline")])
+            )
+            if kind != "scaling" and (unknown := [value for value in baselines if value not in self.axes[x]]):
+                refuse(f"report: baseline {unknown[0]!r} is no value of {x}; there are {_list(self.axes[x])}.")
 
     def cells(self, output: str | Path) -> list[Cell]:
         """Returns every run of every stage, those that others need first.
@@ -206,24 +247,37 @@ class Study:
         output = Path(output)
         cells = []
         for stage, description in self.stages.items():
-            axes = description.get("axes", [])
+            axes, only = description.get("axes", []), description.get("only", {})
             for combination in itertools.product(*(self.axes[axis] for axis in axes)):
-                cells.append(self._cell(output, stage, dict(zip(axes, combination, strict=True))))
-        return cells
+                values = dict(zip(axes, combination, strict=True))
+                if all(values[axis] in chosen for axis, chosen in only.items()):
+                    cells.append(self._cell(output, stage, values))
+        exist = {cell.name for cell in cells}
+        return [replace(cell, needs=tuple(need for need in cell.needs if need in exist)) for cell in cells]
+
+    def fill(self, text: str, output: Path, stage: str, values: dict) -> str:
+        """Returns a text of the study file with the names in braces filled in, as for a run of a stage.
+
+        Raises:
+            StudyError: it names something that does not exist.
+        """
+        folders = {need: self._folder(output, need, values) for need in self.stages[stage].get("needs", [])}
+        folder = self._folder(output, stage, values)
+        fields = {**values, **folders, "folder": folder, "output": output, "studies": output.parent}
+        try:
+            return text.format(**fields)
+        except (KeyError, IndexError, ValueError) as error:
+            raise StudyError(
+                f"{self.path}: stage {stage}: {text!r} names {error}; known are {', '.join(map(str, fields))}."
+            ) from error
 
     def _cell(self, output: Path, stage: str, values: dict) -> Cell:
         description = self.stages[stage]
-        folders = {need: self._folder(output, need, values) for need in description.get("needs", [])}
         folder = self._folder(output, stage, values)
-        fields = {**values, **folders, "folder": folder, "output": output, "studies": output.parent}
+        needs = [self._folder(output, need, values) for need in description.get("needs", [])]
 
         def fill(text: str) -> str:
-            try:
-                return text.format(**fields)
-            except (KeyError, IndexError, ValueError) as error:
-                raise StudyError(
-                    f"{self.path}: stage {stage}: {text!r} names {error}; known are {', '.join(map(str, fields))}."
-                ) from error
+            return self.fill(text, output, stage, values)
 
         command: list[str] = []
         for word in shlex.split(description["command"]):
@@ -239,15 +293,23 @@ class Study:
             values=values,
             folder=folder,
             command=tuple(command),
-            needs=tuple(str(f.relative_to(output)) for f in folders.values()),
+            environment={name: fill(str(value)) for name, value in description.get("environment", {}).items()},
+            needs=tuple(str(need.relative_to(output)) for need in needs),
             done=Path(fill(description["done"])),
             expected_seconds=float(description["seconds"]),
             all_cores=bool(description.get("all_cores", False)),
+            may_diverge=bool(description.get("may_diverge", False)),
         )
 
     def _folder(self, output: Path, stage: str, values: dict) -> Path:
         own = [f"{axis}={values[axis]}" for axis in self.stages[stage].get("axes", [])]
         return output / stage / ",".join(own) if own else output / stage
+
+    def check_finished(self, cell: Cell) -> None:
+        """Raises:
+        StudyError: a run is not finished."""
+        if not cell.is_finished():
+            raise StudyError(f"{cell.name} is not finished; run the study on.")
 
     def read_results(self, output: str | Path) -> list[dict]:
         """Returns one row per combination of the axes of a result's stage: the axes' values and the results there.
@@ -261,11 +323,15 @@ class Study:
             for cell in cells:
                 if cell.stage != result["stage"]:
                     continue
-                if not cell.is_finished():
-                    raise StudyError(f"{cell.name} is not finished; run the study on.")
+                self.check_finished(cell)
                 row = rows.setdefault(tuple(cell.values.items()), dict(cell.values))
-                row[name] = _read_result(cell.folder / result["file"], result["key"])
+                if not cell.has_diverged():
+                    row[name] = _read_result(cell.folder / result["file"], result["key"])
         return list(rows.values())
+
+
+def _list(values: Iterable) -> str:
+    return ", ".join(map(str, values))
 
 
 def _read_result(path: Path, key: str) -> float:

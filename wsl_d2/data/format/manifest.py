@@ -257,16 +257,22 @@ def _digests(rows: list[dict], name: str) -> np.ndarray:
 def find_missing(folder: str | Path, table: ShardTable) -> list[str]:
     """Compares every shard's presence and size with the manifest, without reading contents; returns the problems."""
     with os.scandir(folder) as entries:
-        sizes = {entry.name: entry.stat().st_size for entry in entries if entry.name.endswith((".tar", ".npz"))}
+        sizes = {
+            entry.name: entry.stat().st_size if entry.name.endswith(".tar") else 0
+            for entry in entries
+            if entry.name.endswith((".tar", ".npz"))
+        }
     problems = []
+    endings = [path("a.tar").name.removeprefix("a") for path in (index_path, labels_path)]
     for name, num_bytes in zip(table.names.tolist(), table.num_bytes.tolist(), strict=True):
-        path = Path(folder) / name.decode()
-        if path.name not in sizes:
-            problems.append(f"{path} is missing")
-        elif sizes[path.name] != num_bytes:
-            problems.append(f"{path} has {sizes[path.name]} bytes, the manifest says {num_bytes}")
+        tar = name.decode()
+        if tar not in sizes:
+            problems.append(f"{Path(folder) / tar} is missing")
+        elif sizes[tar] != num_bytes:
+            problems.append(f"{Path(folder) / tar} has {sizes[tar]} bytes, the manifest says {num_bytes}")
         else:
-            problems += [f"{one} is missing" for one in (index_path(path), labels_path(path)) if one.name not in sizes]
+            beside = [tar.removesuffix(".tar") + ending for ending in endings]
+            problems += [f"{Path(folder) / one} is missing" for one in beside if one not in sizes]
     return problems
 
 

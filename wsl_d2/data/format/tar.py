@@ -79,10 +79,14 @@ def split_name(name: str) -> tuple[str, str] | None:
 def check_key(key: str) -> None:
     """Raises ValueError, with the reason, for a key that cannot be a plain name of a member.
 
-    A key has neither dots nor slashes, so that any reader of tars finds it again unchanged.
+    A key has no dot behind its last slash, and folders before it that lead downwards, so that any reader of tars
+    finds it again unchanged.
     """
-    if not key or "." in key or "/" in key:
-        raise ValueError("the key is empty or has a '.' or '/'")
+    *folders, name = key.split("/")
+    if not name or "." in name:
+        raise ValueError("the key is empty or has a '.'")
+    if any(folder in ("", ".", "..") for folder in folders):
+        raise ValueError("the key is no path that leads downwards")
     if "\0" in key or len(key.encode("utf-8", "surrogateescape")) > 200:
         raise ValueError("the key is longer than 200 bytes or has a NUL")
 

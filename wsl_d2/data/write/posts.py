@@ -26,7 +26,9 @@ Post = tuple[str, list[str]]
 
 
 def _key_of(post: Post) -> str:
-    return post[0]
+    """The key of a post's image in the shards: that of the post, which may be the image's file name with its ending."""
+    stem, ending = os.path.splitext(post[0])
+    return stem if ending.lower().lstrip(".") in IMAGE_EXTENSIONS else post[0]
 
 
 def _facts_of(post: Post) -> Post:
@@ -34,23 +36,21 @@ def _facts_of(post: Post) -> Post:
 
 
 def load_post(
-    post: Post, images: str, found: dict[str, str] | None, check: str, only_labelled: Vocabulary | None
+    post: Post, images: str, found: ImageFolder | None, check: str, only_labelled: Vocabulary | None
 ) -> Sample:
     """Returns the sample of a post; ValueError is the reason for rejecting it.
 
     Args:
         post: key and hashtags.
         images: a pattern with {key} in it, or the folder of ``found``.
-        found: key -> path of the image in that folder.
+        found: the images in that folder.
         check: one of ``IMAGE_CHECKS``.
         only_labelled: rejects posts that have no label of this vocabulary.
     """
     key, hashtags = post
     if only_labelled is not None and not len(only_labelled.labels(hashtags)):
         raise ValueError("no label")
-    if found is not None and key not in found:
-        raise ValueError("no image")
-    place = images.format(key=key) if found is None else os.path.join(images, found[key])
+    place = images.format(key=key) if found is None else os.path.join(images, found.find(_key_of(post)))
     data = load_image(place, read_bytes)
     if len(data) > MAX_IMAGE_BYTES:
         raise ValueError("too large")
@@ -61,7 +61,7 @@ def load_post(
                 decode(image)
         except DamagedImageError as error:
             raise ValueError(error.reason) from error
-    return key, data, {"hashtags": hashtags}
+    return _key_of(post), data, {"hashtags": hashtags}
 
 
 def make_shards(
@@ -109,7 +109,7 @@ def make_shards(
     """
     posts = list(posts)
     _check_options(images, check, images_per_shard)
-    found = find_images(images) if os.path.isdir(images) else None
+    found = ImageFolder(images) if os.path.isdir(images) else None
     formats = [kind or detect_post_format(path) for path in posts]
     facts = {
         "made_by": "data make",
@@ -157,22 +157,44 @@ def _check_options(images: str, check: str, images_per_shard: int) -> None:
         )
 
 
-def find_images(folder: str | Path) -> dict[str, str]:
-    """Returns name without ending -> path below the folder, of all images in it and in the folders below.
+class ImageFolder:
+    """The images in a folder and in those below, by their names without ending, alone or with the folders before it.
+
+    Args:
+        folder: as a path.
 
     Raises:
-        ShardError: there is none, or two have the same name.
+        ShardError: there is no image, or two differ in nothing but their ending.
     """
+
+    def __init__(self, folder: str | Path):
+        self._paths = _find_images(folder)  # path without ending -> path
+        self._by_name: dict[str, str | None] = {}
+        for path in self._paths.values():
+            name = os.path.splitext(os.path.basename(path))[0]
+            self._by_name[name] = None if name in self._by_name else path
+
+    def find(self, key: str) -> str:
+        """Returns the path of a key's image below the folder; ValueError is the reason for rejecting the key."""
+        path = self._paths.get(key) or self._by_name.get(key, "")
+        if path is None:
+            raise ValueError("several images of this name")
+        if not path:
+            raise ValueError("no image")
+        return path
+
+
+def _find_images(folder: str | Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not is_left_by_a_system(name))
         for name in sorted(names):
-            stem, ending = os.path.splitext(name)
+            ending = os.path.splitext(name)[1]
             if ending.lower().lstrip(".") not in IMAGE_EXTENSIONS or is_left_by_a_system(name):
                 continue
             path = os.path.relpath(os.path.join(root, name), folder)
-            if found.setdefault(stem, path) != path:
-                raise ShardError(f"{folder}: {found[stem]} and {path} are images of one key; keys must be unique.")
+            if (other := found.setdefault(os.path.splitext(path)[0], path)) != path:
+                raise ShardError(f"{folder}: {other} and {path} are images of one key; keys must be unique.")
     if not found:
         raise ShardError(f"{folder} holds no image ({', '.join(IMAGE_EXTENSIONS)}).")
     return found
@@ -201,7 +223,7 @@ def _parts(output: Path, rows: Iterator[Post], images_per_shard: int) -> Iterato
 
     def part() -> ShardPart:
         nonlocal number
-        repeated = seen.add([key for key, _ in batch])
+        repeated = seen.add([_key_of(post) for post in batch])
         items = [post for post, again in zip(batch, repeated, strict=True) if not again]
         rejected = [(post[0], "repeated key") for post, again in zip(batch, repeated, strict=True) if again]
         number += 1

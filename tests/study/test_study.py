@@ -1,17 +1,17 @@
 """Study files: what they plan, what they refuse, that finished runs are kept, and what the report says."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import wsl_d2
 
+from wsl_d2.cli.main import build_parser
 from wsl_d2.report.study import analyse, format_text
 from wsl_d2.study.runner import describe_plan, run_locally, run_on_cluster
 from wsl_d2.study.study import Study, StudyError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOY = """
 title: Toy
 axes:
@@ -79,7 +79,9 @@ def test_every_study_of_the_repository_can_be_planned(tmp_path):
         assert len({cell.name for cell in cells}) == len(cells) > 5
         assert "left with 2 run(s) at a time" in describe_plan(study, cells, 2)
         for cell in cells:
-            assert (ROOT / cell.command[0]).is_file(), cell.command
+            assert cell.command[0] == "wsl-d2" or (ROOT / cell.command[0]).is_file(), cell.command
+            if cell.command[0] == "wsl-d2":
+                build_parser().parse_args(cell.command[1:])
             if "--config-file" in cell.command:
                 assert (ROOT / cell.command[cell.command.index("--config-file") + 1]).is_file()
 
@@ -119,8 +121,43 @@ def test_unfinished_studies_and_other_commands_are_refused(toy):
         study.read_results(toy.parent / "out")
     run(toy)
     toy.write_text(toy.read_text().replace("--seed {seed}", "--seed 1{seed}"))
-    with pytest.raises(StudyError, match="(?s)holds a run of another command.*--seed 0.*--seed 10"):
+    with pytest.raises(StudyError, match="holds a run of another command.*--seed 0.*--seed 10"):
         run(toy)
+
+
+def test_values_are_selected_by_the_file_and_by_the_command_line(toy):
+    def names(select=None):
+        return [cell.name for cell in Study.load(toy, select).cells(toy.parent / "out") if cell.stage == "fit"]
+
+    toy.write_text(toy.read_text() + "select: {seed: [1], size: [small]}\n")
+    assert names() == [f"fit/n={n},size=small,seed=1" for n in (10, 100, 1000)]
+    assert names({"seed": [7], "n": [10]}) == ["fit/n=10,size=small,seed=7"]
+    with pytest.raises(StudyError, match="size has no value 'huge'; choose among small, large"):
+        names({"size": ["huge"]})
+    with pytest.raises(StudyError, match="no axis sed to select from; there are n, size, seed"):
+        names({"sed": [0]})
+
+
+def test_a_stage_may_have_only_some_values_and_what_it_does_not_make_is_not_needed(toy):
+    toy.write_text(toy.read_text().replace("axes: [n]\n", "axes: [n]\n    only: {n: [10, 100]}\n"))
+    cells = Study.load(toy).cells(toy.parent / "out")
+    assert [cell.name for cell in cells if cell.stage == "data"] == ["data/n=10", "data/n=100"]
+    assert {cell.needs for cell in cells if cell.values["n"] == 1000} == {()}
+
+
+def test_a_diverged_run_is_a_result_where_the_study_says_so(toy):
+    (toy.parent / "tool.py").write_text(SCRIPT + "if n > 100: raise SystemExit('the loss is not finite: stop')\n")
+    with pytest.raises(StudyError, match="the loss is not finite"):
+        run(toy)
+    toy.write_text(toy.read_text().replace("seconds: 3", "seconds: 3\n    may_diverge: true"))
+    toy.write_text(toy.read_text().replace("seconds: 1\n", "seconds: 1\n    may_diverge: true\n"))
+    study, cells = run(toy)
+    diverged = [cell.name for cell in cells if cell.has_diverged()]
+    assert diverged == [cell.name for cell in cells if cell.values["n"] == 1000]
+    assert all("score" in row for row in study.read_results(toy.parent / "out") if row["n"] < 1000)
+    calls = num_calls(toy)
+    run(toy)
+    assert num_calls(toy) == calls
 
 
 @pytest.mark.parametrize(
@@ -155,12 +192,10 @@ def test_submitit_runs_the_same_cells(toy):
 
 def test_the_tool_reports(toy):
     (toy.parent / "tools").mkdir()
-    command = [sys.executable, "tools/run_study.py", str(toy), "--output", str(toy.parent / "out")]
-    plan = subprocess.run([*command, "--plan"], cwd=ROOT, capture_output=True, text=True)
-    assert plan.returncode == 0 and "fit" in plan.stdout and not (toy.parent / "out").exists()
+    command = ["study", toy, "--output", toy.parent / "out"]
+    assert "fit" in wsl_d2(*command, "--plan") and not (toy.parent / "out").exists()
     run(toy)
-    result = subprocess.run([*command, "--report-only"], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    wsl_d2(*command, "--report-only")
     page = (toy.parent / "out" / "report.html").read_text()
     assert "<svg" in page and 'src="http' not in page and "href=" not in page.split("<svg")[0]
     assert json.loads((toy.parent / "out" / "report.json").read_text())["analysis"][0]["kind"] == "scaling"

@@ -1,0 +1,43 @@
+"""The verb records."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from wsl_d2.cli.verb import Verb
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", nargs="*", type=Path, help="of finished runs, comparisons or studies")
+    parser.add_argument("--records", type=Path, required=True, help="file of JSON lines; made if it is missing")
+    parser.add_argument(
+        "--table", choices=("runs", "gains", "studies"), help="print this table of the file's records in Markdown"
+    )
+    parser.add_argument("--results", nargs="+", default=["bbox/AP", "segm/AP"], help="of the table of runs")
+    parser.add_argument("--stage", help="of a study, whose runs the table of runs shows; all if left out")
+
+
+def records(args: argparse.Namespace) -> None:
+    """Collects the records of finished runs in one file, and prints tables of what came out.
+
+    wsl-d2 records output/demo --records results.jsonl
+    wsl-d2 records --records results.jsonl --table gains
+
+    A run that is collected again replaces its record. Every run leaves a record.json, every comparison an ap_gain.json.
+    """
+    from wsl_d2.report.records import collect, read_records, table_of_gains, table_of_runs, table_of_studies
+
+    rows = collect(args.folders, args.records) if args.folders else read_records(args.records)
+    if args.table == "gains":
+        print(table_of_gains(rows))
+    elif args.table == "studies":
+        print(table_of_studies(rows))
+    elif args.table == "runs":
+        print(table_of_runs(rows, args.results, args.stage))
+    else:
+        counts = {kind: sum(row["kind"] == kind for row in rows) for kind in ("run", "comparison", "study")}
+        print(f"{args.records}: " + ", ".join(f"{number} of kind {kind}" for kind, number in counts.items()))
+
+
+RECORDS = Verb(records, _arguments)

@@ -1,0 +1,173 @@
+"""Records of finished runs, kept in one file of JSON lines, and Markdown tables of what is in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from wsl_d2.analysis.records import RunError
+from wsl_d2.files import write_atomically
+from wsl_d2.report.gains import GAINS
+from wsl_d2.report.plots import IOU_NAMES
+
+KINDS = ("run", "comparison", "study")
+_LEFT_OUT = ("config",)  # of a run: its hash stands for it
+_OF_GAIN = ("gain", "interval", "method_interval")
+
+
+def read_records(path: str | Path) -> list[dict]:
+    """Reads a file of records.
+
+    Raises:
+        RunError: there is none, or a line is no record.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RunError(f"{path} does not exist; collect finished runs first: wsl-d2 records FOLDER --records {path}")
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise RunError(f"{path}, line {number} is no JSON ({error}).") from error
+    return records
+
+
+def collect(folders: Iterable[Path], path: str | Path) -> list[dict]:
+    """Adds the records of all finished runs, comparisons and studies below folders to a file, which it returns; those
+    of a run, comparison or study that is collected again are replaced.
+
+    Raises:
+        RunError: a folder holds no record; nothing is written.
+    """
+    path = Path(path)
+    rows = {_key(row): row for row in (read_records(path) if path.is_file() else [])}
+    for folder in folders:
+        found = [row for file in sorted(folder.rglob("*.json")) if (row := _read(folder, file)) is not None]
+        if not found:
+            raise RunError(f"{folder} holds no record.json, report.json or {GAINS}; is it the folder of finished runs?")
+        rows |= {_key(row): row for row in found}
+    records = [rows[key] for key in sorted(rows)]
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in records))
+    return records
+
+
+def _key(row: dict) -> tuple[str, ...]:
+    if row["kind"] == "run" and "stage" not in row:
+        return row["kind"], row["name"], row["config_sha256"], str(row["seed"])
+    return row["kind"], row["name"]
+
+
+def _read(folder: Path, file: Path) -> dict | None:
+    name = file.parent.relative_to(folder).as_posix()
+    if file.name == "record.json":
+        record = {key: value for key, value in json.loads(file.read_text()).items() if key not in _LEFT_OUT}
+        cell = file.parent / "study_cell.json"
+        if not cell.is_file():
+            return {"kind": "run", **record}
+        noted = json.loads(cell.read_text())
+        own = {"name": name, "stage": noted["stage"], "values": noted["values"], "seconds": noted["seconds"]}
+        return {"kind": "run", **record, **own}
+    if file.name == GAINS:
+        return {"kind": "comparison", "name": name, **_reduced(json.loads(file.read_text()))}
+    if file.name == "report.json" and "analysis" in (content := json.loads(file.read_text())):
+        return {"kind": "study", **content, "name": content["study"]}
+    return None
+
+
+def _reduced(comparison: dict) -> dict:
+    """What a table shows of a comparison: AP, and the gains in it."""
+    kept = ("num_images", "num_resamples", "seed_sd", "baselines", "iou_types", "iterations", "images_per_batch")
+    types = comparison["iou_types"]
+    return {
+        **{key: comparison[key] for key in kept},
+        "runs": {name: {t: run[t]["AP"] for t in types} for name, run in comparison["runs"].items()},
+        "gains": [
+            {"candidate": row["candidate"], "baseline": row["baseline"]}
+            | {t: {key: row[t]["AP"][key] for key in _OF_GAIN} | {"verdict": row[t]["verdict"]} for t in types}
+            for row in comparison["gains"]
+        ],
+    }
+
+
+def table_of_runs(records: Sequence[dict], results: Sequence[str], stage: str | None = None) -> str:
+    """A row for each run that has the results.
+
+    Args:
+        records: of any kind.
+        results: metrics, such as "bbox/AP".
+        stage: of a study; all runs if None.
+
+    Raises:
+        RunError: no run has them.
+    """
+    runs = [row for row in records if row["kind"] == "run" and stage in (None, row.get("stage"))]
+    chosen = [row for row in runs if all(row["results"].get(name) is not None for name in results)]
+    if not chosen:
+        names = sorted({name for row in runs for name in row["results"]})
+        raise RunError(f"no run has all of {', '.join(results)}; there are {', '.join(names) or 'no runs'}.")
+    rows = []
+    for row in chosen:
+        weights = row["weights"]["sha256"][:12] or row["weights"]["path"] or "none"
+        values = [f"{row['results'][name]:.1f}" for name in results]
+        rows.append(
+            [row["name"], *values, weights, row["seed"], row["config_sha256"][:12], row["versions"].get("commit", "-")]
+        )
+    return markdown(["run", *results, "weights", "seed", "config", "commit"], rows)
+
+
+def table_of_gains(records: Sequence[dict]) -> str:
+    """A row for each comparison and kind of AP: every arm, and the gains with their 95% intervals; over trainings and
+    images where the runs allow it, else over images.
+
+    Raises:
+        RunError: there is no comparison.
+    """
+    comparisons = [row for row in records if row["kind"] == "comparison"]
+    if not comparisons:
+        raise RunError("the records hold no comparison; finish the study, and collect its folder again.")
+    first = comparisons[0]
+    arms, pairs = list(first["runs"]), [(row["candidate"], row["baseline"]) for row in first["gains"]]
+    rows = []
+    for comparison in comparisons:
+        for iou_type in comparison["iou_types"]:
+            row = [comparison["name"], f"{IOU_NAMES[iou_type]} AP"]
+            for arm in arms:
+                cell = comparison["runs"][arm][iou_type]
+                row.append(f"{cell['mean']:.1f}" + (f" ± {cell['sd']:.1f}" if cell["sd"] is not None else ""))
+            gains = {(g["candidate"], g["baseline"]): g[iou_type] for g in comparison["gains"]}
+            row += [_gain(gains[pair]) for pair in pairs]
+            rows.append(row)
+    header = ["comparison", "", *(f"`{arm}`" for arm in arms), *(f"`{a}` - `{b}`" for a, b in pairs)]
+    return markdown(header, rows)
+
+
+def _gain(gain: dict) -> str:
+    low, high = gain["method_interval"] or gain["interval"]
+    return f"{gain['gain']:+.1f} [{low:+.1f}, {high:+.1f}]" + ("" if gain["method_interval"] else " over images")
+
+
+def table_of_studies(records: Sequence[dict]) -> str:
+    """The tables of all studies: each level of an axis with its result and its difference from the baseline, or each
+    series with its slope.
+
+    Raises:
+        RunError: there is no study.
+    """
+    from wsl_d2.report.study import table_of_item
+
+    studies = [row for row in records if row["kind"] == "study"]
+    if not studies:
+        raise RunError("the records hold no study with levels or scaling; finish it, and collect its folder again.")
+    parts = []
+    for study in studies:
+        for item in study["analysis"]:
+            parts.append(f"{study['title']}:\n\n{markdown(*table_of_item(item))}")
+    return "\n\n".join(parts)
+
+
+def markdown(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """Returns a table in Markdown."""
+    lines = [list(map(str, header)), ["---"] * len(header), *(list(map(str, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
