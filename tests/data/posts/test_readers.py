@@ -197,8 +197,15 @@ def test_nulls_in_parquet_and_stray_members_in_tars(tmp_path):
     assert read(tmp_path / "b.tar") == ([("w", [])], expected, {})
 
 
+def test_reading_leaves_the_limit_of_other_readers_of_csv_alone(tmp_path):
+    before = csv.field_size_limit()
+    (tmp_path / "a.csv").write_text(f"key,hashtags\na,{'#dog ' * 100_000}\nb,#cat\n")
+    assert read(tmp_path / "a.csv")[0][1] == ("b", ["#cat"])
+    assert csv.field_size_limit() == before < 500_000
+
+
 @pytest.mark.parametrize("name", ["cut.bz2", "cut.parquet", "cut.tar", "empty.parquet", "cut.json", "cut.db"])
-def test_a_file_that_is_cut_off_is_one_error_that_names_it(tmp_path, name):
+def test_a_truncated_file_is_one_error_that_names_it(tmp_path, name):
     posts = make_posts(3000)
     whole = tmp_path / "whole"
     if name.endswith("bz2"):

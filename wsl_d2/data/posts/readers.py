@@ -293,13 +293,16 @@ def _json_list(path: str) -> list:
 
 
 def _csv_rows(path: str, columns: Columns) -> Iterator[dict]:
-    csv.field_size_limit(MAX_ROW_BYTES)
-    with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", "replace", newline="") as text:
-        header = text.readline()
-        delimiter = max(",;\t", key=header.count)
-        names = next(csv.reader([header], delimiter=delimiter), [])
-        _check_columns(path, names, columns)
-        yield from csv.DictReader(text, names, delimiter=delimiter)
+    limit = csv.field_size_limit(MAX_ROW_BYTES)  # of the whole process
+    try:
+        with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", "replace", newline="") as text:
+            header = text.readline()
+            delimiter = max(",;\t", key=header.count)
+            names = next(csv.reader([header], delimiter=delimiter), [])
+            _check_columns(path, names, columns)
+            yield from csv.DictReader(text, names, delimiter=delimiter)
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _check_columns(path: str, names: list[str], columns: Columns) -> None:
