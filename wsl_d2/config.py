@@ -24,12 +24,12 @@ def add_wsl_config(cfg: CN) -> None:
 
     # ---- Hashtag images: crop and resampling
     cfg.INPUT.RANDOM_RESIZED_CROP = CN()
-    cfg.INPUT.RANDOM_RESIZED_CROP.SIZE = 224  # pixels, both sides; also the centre crop of testing
+    cfg.INPUT.RANDOM_RESIZED_CROP.SIZE = 224  # pixels, both sides; also the center crop of testing
     cfg.INPUT.RANDOM_RESIZED_CROP.SCALE = (0.08, 1.0)  # fraction of the image's area
     cfg.INPUT.RANDOM_RESIZED_CROP.RATIO = (3.0 / 4.0, 4.0 / 3.0)  # width / height
-    cfg.INPUT.TEST_RESIZE_SHORT_SIDE = 256  # pixels; the centre crop is taken after it
-    # How JPEG becomes a crop: "exact" is torchvision's result bit for bit; "fast" shrinks training images while
-    # decoding them (tests as "exact"); "device" has plain JPEG of training decoded and cropped on MODEL.DEVICE, by
+    cfg.INPUT.TEST_RESIZE_SHORT_SIDE = 256  # pixels; the center crop is taken after it
+    # How JPEG becomes a crop: "exact" is torchvision's result bit for bit; "fast" scales training images in the
+    # DCT domain (tests as "exact"); "device" has plain JPEG of training decoded and cropped on MODEL.DEVICE, by
     # nvJPEG on a GPU.
     cfg.INPUT.DECODING = "fast"
     cfg.DATALOADER.RESAMPLING = CN()
@@ -41,11 +41,9 @@ def add_wsl_config(cfg: CN) -> None:
     # Equal parts of a batch that read different shards. With as many as there are machines, each of them reads its own
     # part of the dataset. The order depends on this number, and with more than one on SOLVER.IMS_PER_BATCH.
     cfg.DATALOADER.READ_STREAMS = 1
-    cfg.DATALOADER.SHARD_CACHE_GB = 100.0  # of shards from a store, kept in $WSL_D2_CACHE/shards on each machine
+    cfg.DATALOADER.SHARD_CACHE_GB = 100.0  # shard cache of each machine, $WSL_D2_CACHE/shards, for stores
     cfg.DATALOADER.READ_ATTEMPTS = 6  # to copy a shard from a store before giving up
-    cfg.DATALOADER.PREFETCH_BATCHES = (
-        2  # batches (micro-batches, where SOLVER asks for them) that each worker keeps ready
-    )
+    cfg.DATALOADER.PREFETCH_BATCHES = 2  # batches (micro-batches, if SOLVER has them) that each worker prefetches
     cfg.DATALOADER.TIMEOUT_SECONDS = 900  # without a batch from the workers before a run ends with an error; 0: never
     # A run stops when more than this fraction of the images it drew could not be decoded (8 are always allowed).
     cfg.DATALOADER.MAX_DAMAGED_FRACTION = 1e-3
@@ -73,9 +71,9 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.SOLVER.TOTAL_EPOCHS = 0.0  # > 0: the same from epochs of the resampled training set
     cfg.SOLVER.WARMUP_IMAGES = 0  # > 0: WARMUP_ITERS becomes ceil(this / IMS_PER_BATCH)
     cfg.SOLVER.NUM_LR_HALVINGS = 0  # > 0: that many evenly spaced STEPS with GAMMA 0.5
-    # Images per forward pass, which are normalised together: a virtual replica, the paper's GPU. A process takes as
-    # many in turn as its share of IMS_PER_BATCH holds and adds up the gradients, so that a run computes the same on
-    # fewer processes. 0: a process's whole share; a resumed run then keeps the size that it began with.
+    # Images per forward pass: the ghost batch size, the paper's images per GPU. A process accumulates the gradients of
+    # as many micro-batches as it needs, so that a run computes the same on fewer processes. 0: IMS_PER_BATCH divided
+    # by the number of processes; a resumed run keeps the size that it began with.
     cfg.SOLVER.IMS_PER_MICRO_BATCH = 0
     cfg.SOLVER.AMP.DTYPE = "bfloat16"  # "bfloat16" or "float16" (with loss scaling) when SOLVER.AMP.ENABLED
     cfg.SOLVER.LOG_PERIOD = 20  # iterations between two metric records; the loss recorded is their mean
@@ -85,11 +83,11 @@ def add_wsl_config(cfg: CN) -> None:
     cfg.SOLVER.CHECKPOINTS_TO_KEEP = 3  # most recent checkpoints kept, besides model_final
     cfg.SOLVER.CHECKPOINT_IN_BACKGROUND = True  # write checkpoints, from a copy in memory, while training goes on
     cfg.SOLVER.EMA_DECAY = 0.0  # > 0: also keep, evaluate and export this moving average of the weights
-    cfg.SOLVER.ZERO_STAGE_1 = False  # each process keeps the momentum of its share of the parameters alone
-    cfg.SOLVER.GRADIENT_COMPRESSION = ""  # "", "bfloat16" or "float16": how gradients travel between processes
-    # Without a sign of another process in an exchange before a run ends with an error that names who is missing.
+    cfg.SOLVER.ZERO_STAGE_1 = False  # optimizer-state sharding (ZeRO-1): each process keeps a part of the momentum
+    cfg.SOLVER.GRADIENT_COMPRESSION = ""  # "", "bfloat16" or "float16": type in which gradients are reduced
+    # Collective timeout: a run ends with an error that names the processes that did not answer for so long.
     cfg.SOLVER.PROCESS_TIMEOUT_SECONDS = 1800
-    # Of one device, dense, in 1e12 operations a second, for the recorded utilisation (MFU). 0: known for common GPUs.
+    # Peak dense TFLOP/s of one device, for the recorded utilization (MFU). 0: from a table of common GPUs.
     cfg.SOLVER.PEAK_TFLOPS = 0.0
     cfg.WANDB = CN()
     cfg.WANDB.PROJECT = ""  # of Weights & Biases, to which metrics are sent, too; needs `pip install wandb`

@@ -1,8 +1,8 @@
-"""Errors that a user can mend. The command line shows them as one line, without a traceback, and exits with 2."""
+"""Errors that a user can fix. The command line shows them as one line, without a traceback, and exits with 2."""
 
 
 class UserError(Exception):
-    """What a user gave cannot be used; the message names the file or key, the value, what is allowed, what to do."""
+    """An error that a user can fix; the message names the file or key, the value, what is allowed, and what to do."""
 
 
 class ShardError(UserError, ValueError):

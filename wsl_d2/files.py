@@ -39,7 +39,8 @@ def open_atomically(path: str | Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(partial)
 
 
 def write_atomically(path: str | Path, data: bytes | str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 
-# Where and how fast a run computes, and what it logs. Free in a resumed run and in a comparison.
+# Where and how fast a run computes, and what it logs. May differ in a resumed run and in a comparison.
 KEYS_OF_PLACE_AND_SPEED = (
     "CUDNN_BENCHMARK",
     "DATALOADER.NUM_WORKERS",
@@ -38,15 +38,14 @@ KEYS_OF_PLACE_AND_SPEED = (
     "WANDB",
 )
 
-# Free in a resumed run alone: how a checkpoint is evaluated ...
+# May differ in a resumed run, not in a comparison: how a checkpoint is evaluated ...
 KEYS_OF_EVALUATION = ("DATASETS.TEST", "TEST")
 
-# ... and what a run puts up with before it gives up. (Of micro-batches, resuming compares the images of a batch-norm
-# group instead.)
+# ... and the limits at which a run stops. (Instead of the micro-batch, resuming compares the ghost batch size.)
 KEYS_OF_TOLERANCE = ("DATALOADER.MAX_DAMAGED_FRACTION", "SOLVER.IMS_PER_MICRO_BATCH", "SOLVER.MAX_SKIPPED_STEPS")
 
-# What runs may differ in and still be compared: the initialisation, what belongs to it, and the seed.
-KEYS_OF_INITIALISATION = (
+# May differ in a comparison: the initialization, what belongs to it, and the seed.
+KEYS_OF_INITIALIZATION = (
     "INPUT.FORMAT",
     "MODEL.PIXEL_MEAN",
     "MODEL.PIXEL_STD",

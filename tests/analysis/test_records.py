@@ -10,7 +10,7 @@ from detectron2.config import get_cfg
 
 from wsl_d2 import add_wsl_config
 from wsl_d2.analysis.records import RunError, check_comparable, initialisation_of, read_metrics, read_run
-from wsl_d2.run_keys import KEYS_OF_INITIALISATION, KEYS_OF_PLACE_AND_SPEED, flatten, is_among
+from wsl_d2.run_keys import KEYS_OF_INITIALIZATION, KEYS_OF_PLACE_AND_SPEED, flatten, is_among
 
 
 def full_config():
@@ -21,7 +21,7 @@ def full_config():
 
 
 COUNTING = sorted(
-    key for key in flatten(full_config()) if not is_among(key, KEYS_OF_PLACE_AND_SPEED + KEYS_OF_INITIALISATION)
+    key for key in flatten(full_config()) if not is_among(key, KEYS_OF_PLACE_AND_SPEED + KEYS_OF_INITIALIZATION)
 )
 
 
@@ -79,7 +79,7 @@ def test_any_key_that_counts_is_refused(tmp_path, config, key, record):
     assert str(caught.value).count(" in imagenet (") == 1 and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", [*KEYS_OF_INITIALISATION, "OUTPUT_DIR", "WANDB.PROJECT", "SOLVER.CHECKPOINT_PERIOD"])
+@pytest.mark.parametrize("key", [*KEYS_OF_INITIALIZATION, "OUTPUT_DIR", "WANDB.PROJECT", "SOLVER.CHECKPOINT_PERIOD"])
 def test_initialisation_place_and_speed_are_free(tmp_path, config, key):
     first = write_run(tmp_path / "a", config)
     changed = yaml.safe_load(yaml.safe_dump(config))
@@ -87,7 +87,7 @@ def test_initialisation_place_and_speed_are_free(tmp_path, config, key):
     second = write_run(tmp_path / "b", changed)
     compare(first, second)
     told = initialisation_of({"imagenet": [read_run(first)], "wsl": [read_run(second)]})
-    assert set(told) == {key} & set(KEYS_OF_INITIALISATION)
+    assert set(told) == {key} & set(KEYS_OF_INITIALIZATION)
 
 
 def test_every_difference_is_listed(tmp_path, config):

@@ -68,11 +68,11 @@ def test_a_missing_and_a_short_shard_are_listed(hashtag_folder):
         HashtagDataset(hashtag_folder).check_shards()
 
 
-def test_a_cut_off_tar_is_refused_by_the_indexer(hashtag_folder, toy_vocabulary):
+def test_a_truncated_tar_is_refused_by_the_indexer(hashtag_folder, toy_vocabulary):
     shard = hashtag_folder / "shard-000000.tar"
     with open(shard, "r+b") as file:
         file.truncate(shard.stat().st_size // 2)
-    with pytest.raises(ShardError, match="shard-000000.tar: (not a readable tar|the tar is cut off)"):
+    with pytest.raises(ShardError, match="shard-000000.tar: (not a readable tar|the tar is truncated)"):
         index_shard(shard, toy_vocabulary)
 
 

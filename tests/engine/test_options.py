@@ -13,24 +13,6 @@ import torch
 from command_line import wsl_d2
 from training_runs import INJECT, ROOT, losses, merged_records, train, train_together, weights
 
-from wsl_d2.engine.weight_average import AverageWeights
-
-
-def test_the_average_of_the_weights_is_the_closed_form():
-    model = torch.nn.Linear(2, 1, bias=False)
-    average = AverageWeights(model, decay=0.8)
-    history = [model.weight.detach().clone()]
-    average.after_step()  # torch's average starts as a copy of the first weights it sees
-    for step in range(4):
-        with torch.no_grad():
-            model.weight.add_(step + 1.0)
-        history.append(model.weight.detach().clone())
-        average.after_step()
-    expected = history[0]
-    for value in history[1:]:
-        expected = 0.8 * expected + 0.2 * value
-    torch.testing.assert_close(average.model.weight.detach(), expected)
-
 
 def test_the_average_is_evaluated_and_exported(datasets, tmp_path):
     train(datasets, tmp_path, SOLVER__EMA_DECAY=0.5)

@@ -1,8 +1,98 @@
 """Several processes, gradient accumulation and the ways to spread or compress what they exchange."""
 
+import re
+
 import pytest
 import torch
+from detectron2.config import get_cfg
+from processes import in_processes
+from torch import nn
 from training_runs import losses, start_processes, train, train_together, weights
+
+from wsl_d2 import add_wsl_config
+from wsl_d2.engine.parallel import build_sgd, data_parallel, ghost_batch_size
+from wsl_d2.errors import ConfigError
+
+
+def config(**solver):
+    cfg = get_cfg()
+    add_wsl_config(cfg)
+    for key, value in solver.items():
+        cfg.SOLVER[key] = value
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "saved", "size"), [(8, 0, None, 8), (8, 4, None, 4), (8, 0, 2, 2), (8, 4, 2, 4)]
+)
+def test_the_ghost_batch_is_what_is_asked_for_then_what_was_saved_then_all(batch, micro_batch, saved, size):
+    assert ghost_batch_size(config(IMS_PER_BATCH=batch, IMS_PER_MICRO_BATCH=micro_batch), saved) == size
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "saved", "message"),
+    [
+        (3, None, "not a multiple of SOLVER.IMS_PER_MICRO_BATCH (3). Use a number of processes that divides 2.66667"),
+        (0, 16, "not a multiple of the ghost batch size of this run (16)"),
+        (-4, None, "not a multiple of SOLVER.IMS_PER_MICRO_BATCH (-4)"),
+    ],
+)
+def test_a_ghost_batch_that_does_not_divide_the_batch_is_refused(micro_batch, saved, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        ghost_batch_size(config(IMS_PER_BATCH=8, IMS_PER_MICRO_BATCH=micro_batch), saved)
+
+
+def sizes_of_two():
+    with pytest.raises(ConfigError, match=r"IMS_PER_BATCH \(7\) must be a multiple of the number of processes \(2\)"):
+        ghost_batch_size(config(IMS_PER_BATCH=7))
+    return ghost_batch_size(config(IMS_PER_BATCH=8))
+
+
+def test_a_process_of_two_has_half_of_the_batch():
+    assert in_processes(2, sizes_of_two) == [4, 4]
+
+
+def test_weight_decay_of_norms_and_biases_is_their_own():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    cfg = config(BASE_LR=0.5, MOMENTUM=0.8, NESTEROV=True, WEIGHT_DECAY=0.1, WEIGHT_DECAY_NORM=0.0)
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.2
+    optimizer = build_sgd(cfg, model)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert [decay[id(p)] for p in model.parameters()] == [0.1, 0.2, 0.0, 0.2]  # a norm's bias is a bias
+    assert {(group["lr"], group["momentum"], group["nesterov"]) for group in optimizer.param_groups} == {
+        (0.5, 0.8, True)
+    }
+
+
+def test_alone_a_model_is_not_wrapped_and_its_momentum_not_sharded():
+    model = nn.Linear(2, 2)
+    assert data_parallel(model, "bfloat16") is model
+    assert type(build_sgd(config(ZERO_STAGE_1=True), model)) is torch.optim.SGD
+    with pytest.raises(ConfigError, match="GRADIENT_COMPRESSION is 'int8'; it may be '', 'bfloat16', 'float16'"):
+        data_parallel(model, "int8")
+
+
+def shards():
+    """How many momentum buffers each of two processes keeps after a step; and buffers are not copied from rank 0."""
+    from detectron2.utils import comm
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    cfg = config(ZERO_STAGE_1=True, MOMENTUM=0.9)
+    optimizer = build_sgd(cfg, model)
+    parallel = data_parallel(model)
+    for _ in range(2):
+        parallel(torch.full((3, 4), comm.get_rank() + 1.0) * torch.arange(3.0)[:, None]).sum().backward()
+        optimizer.step()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    with pytest.raises(ConfigError, match="ZERO_STAGE_1 and SOLVER.CLIP_GRADIENTS.ENABLED cannot be used together"):
+        build_sgd(cfg, model)
+    return len(optimizer.optim.state), model[2].running_mean.tolist(), model[0].weight.tolist()
+
+
+def test_two_processes_share_the_momentum_and_keep_their_own_statistics():
+    (kept, mean, weight), (other_kept, other_mean, other_weight) = in_processes(2, shards)
+    assert kept + other_kept == 6 and min(kept, other_kept) > 0
+    assert mean != other_mean and weight == other_weight
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ def test_halvings_are_evenly_spaced_and_reach_the_optimiser():
 @pytest.mark.parametrize(
     "solver, message",
     [
-        ({"TOTAL_IMAGES": 10, "TOTAL_EPOCHS": 1.0}, "both say how long to train"),
+        ({"TOTAL_IMAGES": 10, "TOTAL_EPOCHS": 1.0}, "both set the length of the run"),
         ({"LOG_PERIOD": 0}, "SOLVER.LOG_PERIOD must be at least 1 iteration, got 0"),
         ({"TOTAL_IMAGES": -1}, "SOLVER.TOTAL_IMAGES must not be negative, got -1"),
         ({"TOTAL_IMAGES": 100, "IMS_PER_BATCH": 10, "WARMUP_IMAGES": 100}, "must be less than the images of the whole"),

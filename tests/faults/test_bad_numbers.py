@@ -36,7 +36,7 @@ def test_a_bad_number_on_one_process_stops_all_before_the_weights_change(
     for run in start_processes(datasets, out, processes, script=script([9]), SOLVER__LOG_PERIOD=log_period):
         assert run.wait() == 2
         assert "the gradient of iteration 9 is not finite" in run.stderr
-    saved = [json.loads(file.read_text()) for file in sorted(out.glob("bad_numbers_*.json"))]
+    saved = [json.loads(file.read_text()) for file in sorted(out.glob("not_finite_*.json"))]
     assert len(saved) == processes and all(entry["iteration"] == 9 for entry in saved)
     assert all(len(entry["keys"]) == 8 // processes for entry in saved)
     if log_period == 1:
@@ -52,7 +52,7 @@ def test_a_few_bad_steps_are_skipped_and_counted_if_allowed(datasets, tmp_path, 
     train(datasets, out, script=script([3, 8]), SOLVER__MAX_SKIPPED_STEPS=2)
     assert merged_records(out)["skipped_steps"] == 2
     assert all(torch.isfinite(tensor).all() for tensor in weights(out).values())
-    assert len(list(out.glob("bad_numbers_*.json"))) == 2
+    assert len(list(out.glob("not_finite_*.json"))) == 2
     survived(15, "", 2, "or, if allowed, skip it and count it")
 
 

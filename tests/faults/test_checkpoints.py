@@ -9,6 +9,7 @@ import pytest
 import torch
 from training_runs import INJECT, assert_same_state, losses, train
 
+from wsl_d2 import files
 from wsl_d2.engine import checkpointer
 from wsl_d2.engine.checkpointer import AtomicCheckpointer, checksum_path, find_damage, write_checkpoint
 
@@ -20,7 +21,7 @@ class Stopped(BaseException):
 
 
 class FailingDisk:
-    """Stands in for ``os`` and ``open`` in the checkpointer: stops, or fails, at the k-th call.
+    """Stands in for ``os`` and ``open`` where checkpoints are written: stops, or fails, at the k-th call.
 
     Args:
         stop_at: number of the call.
@@ -83,8 +84,8 @@ class FailingDisk:
     def replace(self, source, target):
         self._call()
         os.replace(source, target)
-        if source in self.unflushed:
-            self.unflushed.add(target)
+        if str(source) in self.unflushed:
+            self.unflushed.add(str(target))
 
     def remove(self, path):
         self._call()
@@ -110,7 +111,8 @@ def test_at_every_call_of_a_save_the_old_or_the_new_checkpoint_loads(tmp_path, m
         disk = FailingDisk(number, error)
         with monkeypatch.context() as patch:
             patch.setattr(checkpointer, "os", disk)
-            patch.setattr(checkpointer, "open", disk.open_file, raising=False)
+            patch.setattr(files, "os", disk)
+            patch.setattr(files, "open", disk.open_file, raising=False)
             stopped = True
             try:
                 AtomicCheckpointer(model, str(folder))._write(str(folder / f"{name}.pth"), state(2))
@@ -154,7 +156,7 @@ def test_altered_and_cut_checkpoints_are_refused(tmp_path, survived):
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "missing"])
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(whole_run, datasets, tmp_path, damage, survived):
+def test_a_damaged_newest_checkpoint_falls_back_to_the_previous_one(whole_run, datasets, tmp_path, damage, survived):
     shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
     newest, before = tmp_path / "model_0000027.pth", tmp_path / "model_0000020.pth"
     content = bytearray(newest.read_bytes())
@@ -250,7 +252,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(datasets, whole_run, tmp
     done = train(datasets, tmp_path, script=script)
     assert done.stdout.count("could not be saved") == 2
     assert names(tmp_path) == ["model_0000006.pth", "model_0000027.pth", "model_final.pth"]
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.partial*"))
     assert_same_state(tmp_path, whole_run)
     survived(8, "disk full while saving", 2, "training goes on, the older checkpoints stay")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from wsl_d2.errors import UserError
-from wsl_d2.run_keys import KEYS_OF_INITIALISATION, KEYS_OF_PLACE_AND_SPEED, flatten, is_among, same_spelling
+from wsl_d2.run_keys import KEYS_OF_INITIALIZATION, KEYS_OF_PLACE_AND_SPEED, flatten, is_among, same_spelling
 
 _NOT_THERE = "not there"
 
@@ -119,7 +119,7 @@ def _read_config(path: Path) -> dict[str, str]:
 
 def _counts(key: str) -> bool:
     """Whether runs that differ in a key cannot be compared."""
-    return not is_among(key, KEYS_OF_PLACE_AND_SPEED + KEYS_OF_INITIALISATION)
+    return not is_among(key, KEYS_OF_PLACE_AND_SPEED + KEYS_OF_INITIALIZATION)
 
 
 def differences_of(runs: dict[str, list[Run]]) -> list[str]:
@@ -165,7 +165,7 @@ def check_comparable(runs: dict[str, list[Run]]) -> None:
 def initialisation_of(runs: dict[str, list[Run]]) -> dict[str, dict[str, list]]:
     """Returns the keys that runs may differ in, and do -> initialisation -> the value of each run."""
     found = {}
-    for key in KEYS_OF_INITIALISATION:
+    for key in KEYS_OF_INITIALIZATION:
         values = {name: [run.value(key) for run in members] for name, members in runs.items()}
         if len({repr(value) for members in values.values() for value in members}) > 1:
             found[key] = values

@@ -132,10 +132,10 @@ def verify(args: argparse.Namespace) -> int:
 
     wsl-d2 data verify datasets/mine/train --report verification.jsonl
     """
-    from wsl_d2.data.write.verify import summarise, verify_dataset
+    from wsl_d2.data.write.verify import summarize, verify_dataset
 
     reports = list(verify_dataset(args.folder, args.report, workers=args.workers, decode_images=not args.no_decode))
-    summary = summarise(reports)
+    summary = summarize(reports)
     print(f"{summary['shards']:,} shards, {summary['images']:,} images looked at")
     for title, counts in (("shards", summary["problems"]), ("images", summary["damaged_images"])):
         for kind, count in counts.items():

@@ -14,7 +14,8 @@ def train(args: argparse.Namespace) -> None:
     wsl-d2 train --config-file configs/Hashtag-Pretraining/X_101_32x8d_17k.yaml --num-gpus 8
     torchrun --nproc-per-node 8 tools/train_net.py --config-file ...
     """
-    from wsl_d2.engine.main import run, submit_run
+    from wsl_d2.engine.cluster import submit_run
+    from wsl_d2.engine.main import run
     from wsl_d2.errors import UserError
 
     try:

@@ -1,4 +1,4 @@
-"""Files of object stores and web servers through fsspec: tries again what may pass, and tells it from what will not."""
+"""Files of object stores and web servers through fsspec; transient failures are retried, others raised at once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import fsspec
 from wsl_d2.errors import UserError
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds between two attempts
-_NO_ANSWER = 60.0  # seconds after which a connection that gives nothing counts as lost
+_NO_ANSWER = 60.0  # seconds without data after which a connection counts as lost
 _GONE, _DENIED = (404, 410), (401, 403)
 
 _T = TypeVar("_T")
 
 
 class StoreBusyError(UserError, OSError):
-    """A store answers, but did not give a file in any attempt; a later one may succeed."""
+    """A store answers, but all attempts to read a file failed; a later one may succeed."""
 
 
 class StoreUnreachableError(UserError, ConnectionError):

@@ -1,4 +1,4 @@
-"""One way to do a piece of work for many parts: in processes of this machine, few parts being ahead of the work."""
+"""Runs one function on many parts in a pool of processes, with few parts waiting at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _shared: list[Any] = [None]
 
 
 def _start_worker(shared: Any) -> None:
-    """Ctrl-C is the parent's to handle; what all parts share crosses to a process once."""
+    """Leaves Ctrl-C to the parent, and keeps what all parts share, which is sent to a process once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _shared[0] = shared
 
@@ -34,18 +34,18 @@ def run_parts(
     unit: str = "part",
     total: int | None = None,
 ) -> Iterator[_Result]:
-    """Yields ``work(shared, part)`` for every part, as they get done, with a progress bar.
+    """Yields ``work(shared, part)`` for every part, in the order of completion, with a progress bar.
 
     Args:
         work: a function of a module, so that it can be sent to other processes.
         parts: taken as they are needed.
         shared: sent to each process once, such as a vocabulary.
-        workers: processes; with 1 all is done in this one.
+        workers: processes; 1 runs everything in this one.
         unit: of the progress bar.
         total: number of parts, for the time that is left.
 
     Raises:
-        Whatever ``work`` raises, after the parts that are under way are done; no more are begun.
+        Whatever ``work`` raises, after the running parts have finished; no more are started.
     """
     with tqdm(unit=unit, total=total, disable=None) as bar:
         if workers == 1:

@@ -1,4 +1,4 @@
-"""What the processes of a run must know of each other: decisions they take together, and who has stopped answering."""
+"""What the processes of a run tell each other: flags that all must agree on in every step, and where each one is."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|p
 
 
 class LostProcessError(UserError, RuntimeError):
-    """Other processes of the run have ended or do not answer."""
+    """Other processes of the run have died or hang."""
 
 
 class Agreement:
-    """Small numbers of which all processes use the largest, exchanged once a step.
+    """Flags that all processes agree on: the maximum over processes, by one all-reduce in each step.
 
     Attributes:
         signal: number of the signal this process has received, or 0; set at any time.
         failed_saves: checkpoints in a row that this process could not save.
-        agreed_signal, agreed_failed_saves: the largest of all processes, as of the last exchange.
+        agreed_signal, agreed_failed_saves: their maxima over processes, as of the last exchange.
 
     Args:
-        device: on which tensors are exchanged.
+        device: of the tensor that is reduced.
     """
 
     def __init__(self, device: torch.device | str):
@@ -46,7 +46,7 @@ class Agreement:
         self.agreed_failed_saves = 0
 
     def exchange(self, flags: Sequence[torch.Tensor] = ()) -> list[bool]:
-        """Takes part in the exchange; called by all processes, once a step.
+        """Reduces the flags over processes; called by all of them, once a step.
 
         Args:
             flags: scalars on the device, the same number in every process.
@@ -64,11 +64,12 @@ class Agreement:
 
 
 class Heartbeat:
-    """Knows what each process is doing: tells who is missing when an exchange fails, and ends this process if it hangs.
+    """Records what each process is doing: names those that are behind when a collective fails, and ends this process if
+    it hangs.
 
     Args:
-        timeout_seconds: of the exchanges between processes. A process that is at one thing for clearly longer is ended,
-            since a launcher's signals do not reach Python code that waits for a disk; 0: never.
+        timeout_seconds: the collective timeout. A process that does one thing for clearly longer is ended, since a
+            launcher's signals do not reach Python code that waits for a disk; 0: never.
     """
 
     def __init__(self, timeout_seconds: float = 0.0) -> None:
@@ -79,7 +80,7 @@ class Heartbeat:
         self._watcher: threading.Thread | None = None
 
     def note(self, iteration: int, doing: str) -> None:
-        """Notes what this process begins to do, for itself and in the job's key-value store."""
+        """Records what this process begins to do, for itself and in the job's key-value store."""
         self._iteration = iteration
         self._doing = time.monotonic(), doing
         if self._watcher is None and self._limit < math.inf:
@@ -88,8 +89,8 @@ class Heartbeat:
         if self._store is not None:
             self._store.set(f"wsl_d2/{comm.get_rank()}", f"{iteration} {doing}")
 
-    def rest(self) -> None:
-        """Notes that a step is over: what comes until the next one may take any time."""
+    def pause(self) -> None:
+        """Stops the clock between steps, where saving and evaluation may take any time."""
         self._doing = None
 
     def _watch(self) -> None:
@@ -107,7 +108,7 @@ class Heartbeat:
             os._exit(1)
 
     def describe(self) -> str:
-        """What each process did last, those that are behind first; at most ten."""
+        """Returns what each process did last, those that are behind first; at most ten."""
         if self._store is None:
             return ""
         found = []
@@ -115,14 +116,14 @@ class Heartbeat:
             try:
                 iteration, doing = self._store.get(f"wsl_d2/{rank}").decode().split(" ", 1)
             except RuntimeError:  # the process that kept the store has ended, too
-                return "their last steps are not known, the process of rank 0 has ended"
+                return "unknown, since the process of rank 0 has ended"
             found.append((int(iteration), doing == "computing", rank, doing))
         found.sort()
         return ", ".join(f"rank {rank}: iteration {iteration}, {doing}" for iteration, _, rank, doing in found[:10])
 
     @contextlib.contextmanager
-    def explaining(self) -> Iterator[None]:
-        """Turns what the communication library raises when others are gone into an error that names them.
+    def name_lost_processes(self) -> Iterator[None]:
+        """Turns the errors of a collective whose other processes are gone into one that names them.
 
         Raises:
             LostProcessError: with this process's rank and iteration, and what the others did last.
@@ -134,7 +135,7 @@ class Heartbeat:
                 raise
             first_line = str(error).strip().splitlines()[0]
             raise LostProcessError(
-                f"rank {comm.get_rank()} waited in vain for other processes at iteration {self._iteration} "
-                f"({first_line[:200]}). Last known of all: {self.describe()}. Look for the first error among "
-                "the processes' logs; start again with --resume."
+                f"rank {comm.get_rank()} lost contact with other processes at iteration {self._iteration} "
+                f"({first_line[:200]}). Last known state: {self.describe()}. Look for the first error in the logs "
+                "of the processes, and start again with --resume."
             ) from error

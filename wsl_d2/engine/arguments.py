@@ -1,4 +1,4 @@
-"""The arguments of a run: Detectron2's and ours. Standard library alone, so that help is there at once."""
+"""The arguments of a run: Detectron2's and ours. Standard library alone, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="build everything, do two iterations, print the run's facts, write nothing",
+        help="build everything, do two iterations, print length, learning rates, memory and hours; write nothing",
     )
-    parser.add_argument("--images-per-second", type=float, help="with --dry-run: the speed to tell the hours for")
+    parser.add_argument(
+        "--images-per-second", type=float, help="with --dry-run: the speed from which the hours are computed"
+    )
     parser.add_argument(
         "--override-resume",
         action="store_true",
-        help="with --resume: continue although the config differs from the checkpoint's, and note the differences",
+        help="with --resume: continue although the config differs from the checkpoint's, and record the differences",
     )
     parser.add_argument(
         "--cluster",
         choices=["slurm", "local"],
-        help="submit the run through submitit; it resumes by itself, also after its time was over",
+        help="submit the run through submitit; it requeues and resumes itself when its time limit is reached",
     )
     parser.add_argument(
         "--cluster-parameter",

@@ -1,13 +1,13 @@
-"""Batch-norm running statistics that do not depend on how many processes share the work.
+"""Ghost batch norm (arXiv 1705.08741) whose running statistics do not depend on the number of processes.
 
-A group is the images that are normalised together: one micro-batch of one process. The groups of a global batch are the
-paper's GPUs, whichever processes compute them. Training uses a group's own statistics; the running ones, for evaluation
-and for the weights that travel, are here the mean over all groups of what each would have kept:
+A ghost batch is the images that are normalized together: one micro-batch of one process. The ghost batches of a global
+batch stand for the paper's GPUs, whichever processes compute them. Training normalizes by a ghost batch's own
+statistics. The running statistics, for evaluation and export, are updated by the mean over all ghost batches:
 
-    running <- (1 - momentum) * running + momentum * mean over groups of the group's statistics
+    running <- (1 - momentum) * running + momentum * mean over ghost batches of their statistics
 
-Both averages, over the groups of a process and over processes, are taken in every step, so that the processes never
-differ and a run that stops to save computes what one that does not would.
+This mean is taken in every step, over the ghost batches of a process and over processes. So all processes hold the same
+statistics, and saving a checkpoint does not change them.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ def running_statistics(model: torch.nn.Module) -> list[torch.Tensor]:
     return [statistic for norm in get_bn_modules(model) for statistic in (norm.running_mean, norm.running_var)]
 
 
-class GroupStatistics:
-    """Averages running statistics over the micro-batches of a step, as if each had been a process's.
+class GhostBatchStatistics:
+    """Averages running statistics over the ghost batches that one process computes in a step.
 
     Args:
         model: in training mode.
-        num_groups: micro-batches of a step in this process.
+        num_batches: ghost batches (micro-batches) of a step in this process.
     """
 
-    def __init__(self, model: torch.nn.Module, num_groups: int):
-        self.num_groups = num_groups
-        self._running = running_statistics(model) if num_groups > 1 else []
-        self._counters = [norm.num_batches_tracked for norm in get_bn_modules(model)] if num_groups > 1 else []
+    def __init__(self, model: torch.nn.Module, num_batches: int):
+        self.num_batches = num_batches
+        self._running = running_statistics(model) if num_batches > 1 else []
+        self._counters = [norm.num_batches_tracked for norm in get_bn_modules(model)] if num_batches > 1 else []
         self._before: list[torch.Tensor] = []
         self._sums: list[torch.Tensor] = []
 
     @torch.no_grad()
-    def after_group(self, number: int) -> None:
+    def after_batch(self, number: int) -> None:
         """Called after the backward pass of each micro-batch, ``number`` counting from 0."""
         if not self._running:
             return
@@ -48,10 +48,10 @@ class GroupStatistics:
         else:
             torch._foreach_add_(self._sums, self._running)
             torch._foreach_sub_(self._counters, 1)  # a step counts as one batch
-        if number < self.num_groups - 1:
+        if number < self.num_batches - 1:
             torch._foreach_copy_(self._running, self._before)
         else:
-            torch._foreach_div_(self._sums, self.num_groups)
+            torch._foreach_div_(self._sums, self.num_batches)
             torch._foreach_copy_(self._running, self._sums)
             self._sums = []
 
@@ -66,7 +66,7 @@ class GroupStatistics:
 
 @torch.no_grad()
 def average_over_processes(statistics: list[torch.Tensor]) -> None:
-    """Averages running statistics over processes, in one exchange; called by all of them."""
+    """Averages running statistics over processes, with one all-reduce; called by all of them."""
     if comm.get_world_size() == 1 or not statistics:
         return
     flat = torch.cat([statistic.flatten() for statistic in statistics])

@@ -1,10 +1,9 @@
-"""Checkpoints that a kill at any moment leaves whole: written aside in the background, flushed, renamed, hashed."""
+"""Checkpoints that survive a kill at any moment: written aside in the background, flushed, renamed, with a SHA-256."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import os
 import re
 import threading
@@ -15,13 +14,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 
 from wsl_d2.checkpoint import read_pkl
 from wsl_d2.errors import UserError
-from wsl_d2.files import sha256_of
+from wsl_d2.files import HashingWriter, open_atomically, sha256_of, sync_folder, write_atomically
 
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 
 
 class DamagedCheckpointError(UserError, RuntimeError):
-    """No checkpoint of a run is whole."""
+    """All checkpoints of a run are damaged."""
 
 
 def checksum_path(path: str) -> str:
@@ -30,7 +29,7 @@ def checksum_path(path: str) -> str:
 
 
 def find_damage(path: str) -> str | None:
-    """Compares a checkpoint with the SHA-256 beside it, or where there is none with the CRC-32 of its parts.
+    """Checks a checkpoint by the SHA-256 beside it, or where there is none by the CRC-32 of its parts.
 
     Returns:
         What is wrong, or None.
@@ -52,36 +51,9 @@ def _find_damage_by_crc(path: str) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.testzip()
-        return None if member is None else f"its part {member} has another checksum"
+        return None if member is None else f"the CRC-32 of its part {member} is wrong"
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
-        return f"it is cut off or no checkpoint ({error})"
-
-
-def sync_folder(folder: str) -> None:
-    """Makes renames in a folder survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class _HashingFile:
-    """A file to write to that also takes the SHA-256 of what is written."""
-
-    def __init__(self, file):
-        self._file = file
-        self._digest = hashlib.sha256()
-
-    def write(self, data) -> int:
-        self._digest.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
+        return f"it is truncated or not a checkpoint ({error})"
 
 
 def write_checkpoint(path: str, data: dict) -> None:
@@ -91,42 +63,36 @@ def write_checkpoint(path: str, data: dict) -> None:
         OSError: the disk is full, or another failure; what was there before is left as it was.
     """
     folder, name = os.path.split(path)
-    partial = f"{path}.partial"
+    is_new = not os.path.exists(path)
     try:
-        with open(partial, "wb") as file:
-            hashing = _HashingFile(file)
+        with open_atomically(path) as file:
+            hashing = HashingWriter(file)
             torch.save(data, hashing)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        line = f"{hashing.hexdigest()}  {name}\n"
-        is_new = not os.path.exists(path)
-        if is_new:
-            _write_text(checksum_path(path), line)
-        else:  # without a checksum for a moment, never with another file's
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(checksum_path(path))
-        os.replace(partial, path)
+            line = f"{hashing.hexdigest()}  {name}\n"
+            if is_new:
+                write_atomically(checksum_path(path), line)
+            else:  # without a checksum for a moment, never with another file's
+                file.flush()
+                os.fsync(file.fileno())
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(checksum_path(path))
         if not is_new:
-            _write_text(checksum_path(path), line)
+            write_atomically(checksum_path(path), line)
         sync_folder(folder)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into RuntimeError
-        raise OSError(f"{path}: {error}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(partial)
+    except (OSError, RuntimeError) as error:
+        raise OSError(f"{path}: {_reason(error)}") from error
 
 
-def _write_text(path: str, text: str) -> None:
-    """Writes a small file atomically."""
-    with open(f"{path}.partial", "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.partial", path)
+def _reason(error: BaseException) -> str:
+    """What the system says; torch's writer turns a full disk into a RuntimeError about positions in the file."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return str(error) if cause is None else cause.strerror or str(cause)
 
 
 def _copy_to_host(value):
-    """A copy of nested dicts, lists and tensors that later training steps leave alone."""
+    """A copy of nested dicts, lists and tensors that later training steps do not change."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -137,8 +103,10 @@ def _copy_to_host(value):
 
 
 class AtomicCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer; a file appears under its final name only when it is complete and on disk, is written
-    while training goes on, and no code in a file is executed when it is read."""
+    """Detectron2's checkpointer, but atomic, in the background, and safe to read.
+
+    A file appears under its final name only when it is complete and on disk. No code in a file is executed.
+    """
 
     _writing: threading.Thread | None = None
     _failure: OSError | None = None
@@ -150,12 +118,12 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
         Args:
             name: without ending.
-            in_background: return once the state is copied to the host's memory, and write it meanwhile; one save at a
-                time, so that a second one first waits for the first. See :meth:`wait` for failures.
+            in_background: return once the state is copied to the host's memory, and write it while training goes on.
+                One save at a time: a second one waits for the first. See :meth:`wait` for failures.
             kwargs: further plain data to store, as in fvcore's ``Checkpointer.save``.
 
         Raises:
-            OSError: this save failed, or an earlier one in the background of which :meth:`wait` did not tell.
+            OSError: this save failed, or the one in the background before it.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -185,7 +153,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
         self.after_saving(path)
 
     def is_writing(self) -> bool:
-        """Whether a save in the background is under way."""
+        """Whether a save in the background is in progress."""
         return self._writing is not None and self._writing.is_alive()
 
     def wait(self) -> bool:
@@ -217,24 +185,24 @@ class AtomicCheckpointer(DetectionCheckpointer):
                 os.remove(file)
 
     def remove_leftovers(self) -> None:
-        """Removes what a killed save left behind."""
-        for path in glob.glob(os.path.join(glob.escape(self.save_dir), "*.partial")):
+        """Removes the temporary files and lone checksums of a killed save."""
+        for path in glob.glob(os.path.join(glob.escape(self.save_dir), "*.partial-*")):
             os.remove(path)
         for path in glob.glob(os.path.join(glob.escape(self.save_dir), "model_*.pth.sha256")):
             if not os.path.exists(path.removesuffix(".sha256")):
                 os.remove(path)
 
     def has_checkpoint(self) -> bool:
-        """Whether there is one to resume from, also if ``last_checkpoint`` was lost."""
+        """Whether there is a checkpoint to resume from, even if ``last_checkpoint`` is lost."""
         return super().has_checkpoint() or bool(self.numbered_checkpoints())
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
-        """As Detectron2's, but a damaged newest checkpoint gives way to the one before it, with a warning.
+        """As Detectron2's, but falls back to the previous checkpoint, with a warning, where the newest one is damaged.
 
-        ``last_checkpoint`` says where to begin looking; no file is used whose checksum is not right.
+        The search begins at ``last_checkpoint``; a file whose checksum is wrong is never used.
 
         Raises:
-            DamagedCheckpointError: there are checkpoints to resume from, and all of them are damaged.
+            DamagedCheckpointError: all checkpoints are damaged.
         """
         if not (resume and self.has_checkpoint()):
             return super().resume_or_load(path, resume=resume)
@@ -253,7 +221,7 @@ class AtomicCheckpointer(DetectionCheckpointer):
             if damage is None:
                 return self.load(file)
             damages.append(f"{file}: {damage}")
-            self.logger.warning(f"Checkpoint {damages[-1]}; trying the one before it")
+            self.logger.warning(f"Checkpoint {damages[-1]}; falling back to the previous one")
         raise DamagedCheckpointError(
             f"no checkpoint in {self.save_dir} can be resumed from: {'; '.join(damages)}. Restore one, or remove "
             "last_checkpoint and the model_*.pth there to start again."
@@ -279,4 +247,4 @@ class AtomicCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Points ``last_checkpoint`` at a file, atomically."""
-        _write_text(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
+        write_atomically(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)

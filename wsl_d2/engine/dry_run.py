@@ -1,4 +1,4 @@
-"""The facts of a run before it starts: length, learning rates, memory and hours."""
+"""What a run will be, before it starts: length, learning rates, memory and hours."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def dry_run(trainer, images_per_second: float | None = None) -> list[str]:
     """Does two iterations from the start of a run, on all processes, and returns its facts as lines of text.
 
     Args:
-        trainer: built, and its weights loaded; of no use afterwards.
-        images_per_second: the speed to tell the hours for; that of the second iteration if None.
+        trainer: built, with its weights loaded; it must not be used afterwards.
+        images_per_second: the speed from which the hours are computed; that of the second iteration if None.
     """
     cfg, loop = trainer.cfg, trainer._trainer
     batch_size = cfg.SOLVER.IMS_PER_BATCH
@@ -56,10 +56,10 @@ def dry_run(trainer, images_per_second: float | None = None) -> list[str]:
     if trainer.plan.is_pretraining:
         facts.append(f"data: {trainer.plan.describe_length()}")
     facts += [f"learning rate at iteration {iteration:,}: {rate:.6g}" for iteration, rate in learning_rates(trainer)]
-    facts.append(f"memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB at most")
+    facts.append(f"memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB peak")
     if torch.cuda.is_available():
-        facts.append(f"memory of its GPU: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB at most")
-    facts.append(f"two iterations took {seconds[0]:.2f} s (with starting) and {seconds[1]:.2f} s")
+        facts.append(f"memory of its GPU: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB peak")
+    facts.append(f"two iterations took {seconds[0]:.2f} s (with warm-up) and {seconds[1]:.2f} s")
     facts.append(
         f"time at {speed:,.1f} images/s{'' if images_per_second else ', measured on one iteration alone'}: "
         f"{images / speed / 3600:,.1f} hours"

@@ -1,10 +1,12 @@
-"""What a device could compute at most, for the model FLOPs utilisation (MFU, arXiv 2204.02311)."""
+"""Peak dense TFLOP/s of devices, for the model FLOPs utilization (MFU, arXiv 2204.02311)."""
 
 from __future__ import annotations
 
+import re
+
 import torch
 
-# Dense (not sparse) 16-bit tensor operations in 1e12 per second, by the makers' data sheets.
+# Of dense (not sparse) 16-bit tensor operations, by the makers' data sheets.
 _PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
@@ -21,10 +23,10 @@ _PEAK_TFLOPS = {
 
 
 def peak_flops(tflops: float, half_precision: bool) -> float | None:
-    """Returns the most floating-point operations per second of this process's device, None if unknown.
+    """Returns the peak floating-point operations per second of this process's device, None if unknown.
 
     Args:
-        tflops: ``SOLVER.PEAK_TFLOPS``; above 0 it is taken as it is.
+        tflops: ``SOLVER.PEAK_TFLOPS``; used as it is if above 0.
         half_precision: whether the run uses 16-bit types; the table holds no others.
     """
     if tflops > 0:
@@ -32,4 +34,4 @@ def peak_flops(tflops: float, half_precision: bool) -> float | None:
     if not (half_precision and torch.cuda.is_available()):
         return None
     name = torch.cuda.get_device_name()
-    return next((1e12 * peak for part, peak in _PEAK_TFLOPS.items() if part in name), None)
+    return next((1e12 * peak for part, peak in _PEAK_TFLOPS.items() if re.search(rf"\b{part}\b", name)), None)

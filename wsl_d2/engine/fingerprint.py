@@ -16,7 +16,7 @@ _KEYS_THAT_CHANGE_WHAT_IS_SAVED = ("TEST.PRECISE_BN",)
 
 
 def resume_fingerprint(cfg: CfgNode, data: dict | None = None) -> dict[str, str]:
-    """Returns name -> value, as text, of all that a run's numbers depend on.
+    """Returns name -> value, as text, of everything that a run's numbers depend on.
 
     Args:
         cfg: of the run, with its schedule resolved.
@@ -43,13 +43,13 @@ def compare_fingerprints(saved: dict[str, str], now: dict[str, str]) -> list[str
 def check_fingerprint(
     saved: dict[str, str], now: dict[str, str], output_dir: str, override: bool, iteration: int
 ) -> None:
-    """Refuses to continue a checkpoint of another run.
+    """Refuses to resume from a checkpoint of another run.
 
     Args:
         saved: of the checkpoint.
         now: of this run.
-        output_dir: where an override is noted, in ``resume_overrides.json``, one line each.
-        override: continue all the same (``--override-resume``).
+        output_dir: where an override is recorded, in ``resume_overrides.json``, one JSON line each.
+        override: continue anyway (``--override-resume``).
         iteration: the checkpoint's.
 
     Raises:
@@ -62,7 +62,7 @@ def check_fingerprint(
         raise ConfigError(
             "the checkpoint in OUTPUT_DIR belongs to another run: "
             + "; ".join(differences)
-            + ". Restore the old values, choose another OUTPUT_DIR, or continue all the same with --override-resume."
+            + ". Restore the old values, choose another OUTPUT_DIR, or continue anyway with --override-resume."
         )
     logging.getLogger(__name__).warning(f"continuing with other settings: {'; '.join(differences)}")
     if os.path.isdir(output_dir):

@@ -20,7 +20,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last is s
 
 
 class UnsavedError(UserError, OSError):
-    """A run ends because its checkpoints cannot be saved."""
+    """A run ends because its checkpoints could not be saved."""
 
 
 class ExportBackbone(HookBase):
@@ -57,13 +57,14 @@ class PreciseBN(hooks.PreciseBN):
 class SaveCheckpoints(HookBase):
     """Saves every ``period`` iterations and at the end, in all processes; keeps the newest ones and the milestones.
 
-    A save that fails, as on a full disk, is logged and leaves the run and its older checkpoints alone; the third in a
-    row, or the last of the run, ends it in all processes. Older files go only once a newer one is whole.
+    A save that fails, as on a full disk, is logged; training goes on and the older checkpoints stay. The third failure
+    in a row, or one of the last save, ends the run in all processes. Older files are removed only after a newer one is
+    complete.
 
     Args:
         period: iterations.
         keep: newest checkpoints kept, besides ``model_final.pth``.
-        milestones: iterations after which to save, too; these are kept.
+        milestones: iterations after which a checkpoint is also saved, and kept.
         in_background: write while training goes on.
     """
 
@@ -85,7 +86,7 @@ class SaveCheckpoints(HookBase):
         if agreement.agreed_failed_saves >= MAX_FAILED_SAVES:
             raise UnsavedError(
                 f"{agreement.agreed_failed_saves} checkpoints in a row could not be saved in "
-                f"{self.trainer.cfg.OUTPUT_DIR}, the log tells why; the older ones are kept, for --resume."
+                f"{self.trainer.cfg.OUTPUT_DIR} (see the log); the older ones are kept, for --resume."
             )
         done = self.trainer.iter + 1
         if done >= self.trainer.max_iter:
@@ -109,13 +110,13 @@ class SaveCheckpoints(HookBase):
                 self.trainer.agreement.failed_saves = 0
 
     def _to_store(self) -> dict:
-        """What a checkpoint holds beside the states: the iteration, and what makes its backbone a file to load from."""
+        """What a checkpoint holds beside the states: the iteration, and the provenance of its backbone."""
         origin = self.trainer.origin_of_weights()
         provenance = {PROVENANCE: provenance_of(self.trainer.model) | origin} if origin else {}
         return {"iteration": self.trainer.iter, **provenance}
 
     def _note_result(self) -> None:
-        """Counts how the last save in the background ended, if there was one."""
+        """Counts whether the last save in the background failed, if there was one."""
         try:
             if self.trainer.checkpointer.wait():
                 self.trainer.agreement.failed_saves = 0
@@ -128,7 +129,7 @@ class SaveCheckpoints(HookBase):
         left = MAX_FAILED_SAVES - agreement.failed_saves
         logging.getLogger(__name__).error(
             f"a checkpoint could not be saved ({error}); the older ones are kept, and training goes on. "
-            f"{left} more such failures in a row end it"
+            f"{left} more failures in a row end the run"
         )
 
     def _save_final(self) -> None:
@@ -160,12 +161,12 @@ class SaveCheckpoints(HookBase):
 class StopOnSignal(HookBase):
     """On SIGTERM, SIGUSR1 or SIGUSR2 to any process, all save one checkpoint and exit with ``REQUEUE_EXIT_CODE``.
 
-    Schedulers send these before they end or preempt a job; ``--resume`` then goes on as if nothing had happened. The
-    processes agree at the end of each step. Further signals change nothing.
+    Schedulers send these before they end or preempt a job; ``--resume`` then continues as if nothing had happened. The
+    processes agree at the end of each step. Further signals have no effect.
 
     Args:
         saving: the hook that saves.
-        exchange: take part in the agreement here, for trainers whose steps do not.
+        exchange: reduce the agreement's flags here, for trainers whose steps do not.
     """
 
     def __init__(self, saving: SaveCheckpoints, exchange: bool):
@@ -191,9 +192,9 @@ class StopOnSignal(HookBase):
         saved = comm.all_gather(agreement.failed_saves)[0] == 0
         name = signal.Signals(agreement.agreed_signal).name
         logging.getLogger(__name__).warning(
-            f"{name}: saved after {done} iterations; --resume goes on from there"
+            f"{name}: saved after {done} iterations; --resume continues from there"
             if saved
-            else f"{name}: could not save after {done} iterations; --resume goes on from the checkpoint before"
+            else f"{name}: could not save after {done} iterations; --resume continues from the previous checkpoint"
         )
         raise SystemExit(REQUEUE_EXIT_CODE)
 

@@ -1,4 +1,4 @@
-"""From command-line arguments to a finished run: the only copy of setup, main and launch."""
+"""From command-line arguments to a finished run: setup and main."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wsl_d2.data.read.catalog import register_datasets
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
 from wsl_d2.engine.dry_run import dry_run
 from wsl_d2.engine.evaluate import evaluate
-from wsl_d2.engine.launch import start, submit, without_cluster_options
+from wsl_d2.engine.launch import start
 from wsl_d2.engine.plan import RunPlan, open_plan
 from wsl_d2.engine.trainer import DetectionTrainer, ResumableTrainer, WSLTrainer
 from wsl_d2.errors import ConfigError
@@ -29,10 +29,10 @@ from wsl_d2.errors import ConfigError
 
 @contextlib.contextmanager
 def lock_folder(output_dir: str) -> Iterator[None]:
-    """Keeps a second run out of OUTPUT_DIR as long as this one lives, also after a kill at any moment.
+    """Locks OUTPUT_DIR against a second run until this process ends, however it ends.
 
     Raises:
-        ConfigError: another run is in it; names its host and process.
+        ConfigError: another run uses it; names its host and process.
     """
     if not comm.is_main_process():
         yield
@@ -88,7 +88,7 @@ def main(args) -> dict:
 
 
 def _dry_run(args) -> dict:
-    """Builds all of a run in a folder that is removed again, does two iterations and prints its facts."""
+    """Builds a run in a temporary folder, does two iterations and prints what the run will be."""
     with tempfile.TemporaryDirectory() as folder:
         args.opts = [*args.opts, "OUTPUT_DIR", folder]
         plan = setup(args)
@@ -108,7 +108,7 @@ def _train_or_evaluate(plan: RunPlan, args) -> dict:
         if args.resume and checkpointer.has_checkpoint():
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=True)
         else:
-            kind.load_weights(cfg, model, checkpointer, whole=True)
+            kind.load_weights(cfg, model, checkpointer, for_evaluation=True)
         results = evaluate(plan, model)
         if comm.is_main_process():
             verify_results(cfg, results)
@@ -121,14 +121,3 @@ def _train_or_evaluate(plan: RunPlan, args) -> dict:
 def run(args) -> None:
     """Starts ``main(args)`` in every process of the run; see :func:`wsl_d2.engine.launch.start`."""
     start(main, args, load_config(args.config_file, args.opts).SOLVER.PROCESS_TIMEOUT_SECONDS)
-
-
-def submit_run(args, arguments: list[str]):
-    """Hands the run to a cluster, which calls ``run`` in every task; returns submitit's job.
-
-    Args:
-        args: of :func:`wsl_d2.engine.arguments.add_arguments`, with ``cluster``.
-        arguments: the command line that they were parsed from.
-    """
-    folder = Path(load_config(args.config_file, args.opts).OUTPUT_DIR) / "submitit"
-    return submit(without_cluster_options(arguments), folder, args.cluster, dict(args.cluster_parameter))

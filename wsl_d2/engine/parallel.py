@@ -1,4 +1,4 @@
-"""How a model and its optimiser are spread over processes."""
+"""Data parallelism, optimizer-state sharding and ghost batches over processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wsl_d2.errors import ConfigError
 
-# Whether buffers are copied from rank 0 before each forward pass; newer versions of torch have another word for it.
+# Whether buffers are copied from rank 0 before each forward pass; newer versions of torch have another name for it.
 _NAMES = inspect.signature(DistributedDataParallel).parameters
 _BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"
 _COMPRESSIONS = {"bfloat16": default_hooks.bf16_compress_hook, "float16": default_hooks.fp16_compress_hook}
@@ -24,7 +24,7 @@ def data_parallel(model: torch.nn.Module, compression: str = "") -> torch.nn.Mod
 
     Args:
         model: on its device.
-        compression: "", "bfloat16" or "float16", the type in which gradients travel between processes.
+        compression: "", "bfloat16" or "float16", the type in which gradients are reduced over processes.
 
     Raises:
         ConfigError: another compression.
@@ -48,8 +48,8 @@ def data_parallel(model: torch.nn.Module, compression: str = "") -> torch.nn.Mod
 
 
 def build_sgd(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """Builds SGD from Detectron2's SOLVER keys; fused on GPUs, and with ``SOLVER.ZERO_STAGE_1`` with each process
-    keeping the momentum of its share of the parameters alone (arXiv 1910.02054).
+    """Builds SGD from Detectron2's SOLVER keys; fused on GPUs. ``SOLVER.ZERO_STAGE_1`` shards the momentum over
+    processes (ZeRO-1, arXiv 1910.02054).
 
     Args:
         cfg: reads SOLVER.
@@ -79,14 +79,14 @@ def build_sgd(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def ghost_batch_size(cfg, saved: int | None = None) -> int:
-    """Returns the number of images that are normalised together: a micro-batch of one process.
+    """Returns the number of images that are normalized together, which is a micro-batch of one process.
 
     Args:
-        cfg: reads SOLVER.IMS_PER_MICRO_BATCH and IMS_PER_BATCH; the first is followed if it is above 0.
-        saved: that of the run that is resumed, followed otherwise, so that a run keeps it on any number of processes.
+        cfg: reads SOLVER.IMS_PER_MICRO_BATCH, which counts if it is above 0, and IMS_PER_BATCH.
+        saved: that of the run that is resumed, which counts otherwise; so a run keeps it on any number of processes.
 
     Raises:
-        ConfigError: the images of a process in each batch are no multiple of it.
+        ConfigError: the per-process batch size is not a multiple of it.
     """
     world_size, batch_size = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
     if batch_size % world_size:
@@ -98,8 +98,8 @@ def ghost_batch_size(cfg, saved: int | None = None) -> int:
     if size < 0 or per_process % size:
         source = "SOLVER.IMS_PER_MICRO_BATCH" if cfg.SOLVER.IMS_PER_MICRO_BATCH else "the ghost batch size of this run"
         raise ConfigError(
-            f"each of {world_size} processes has {per_process} images of a batch of {batch_size}, which is no multiple "
-            f"of {source} ({size}). Use a number of processes that divides {batch_size / size:g}, the ghost batches of "
+            f"each of {world_size} processes has {per_process} images of a batch of {batch_size}, not a multiple of "
+            f"{source} ({size}). Use a number of processes that divides {batch_size / size:g}, the ghost batches of "
             "a batch" + (", or another SOLVER.IMS_PER_MICRO_BATCH." if cfg.SOLVER.IMS_PER_MICRO_BATCH else ".")
         )
     return size

@@ -1,8 +1,8 @@
-"""The plan of a run: everything that is opened or worked out before training, once in a process.
+"""The plan of a run: everything that is opened or computed before training, once in a process.
 
-The config says what is wanted; the plan holds what that comes to: the open dataset, the order of its images, the ghost
-batch size, the schedule in iterations, the facts that a checkpoint must agree with. `open_plan` makes it, and trainer,
-loaders, dry run and records read it; none of them opens anything.
+The config says what is wanted; the plan holds what follows from it: the open dataset, the order of its images, the
+ghost batch size, the schedule in iterations, the resume fingerprint. `open_plan` makes it; trainer, loaders, dry run
+and records read it, and none of them opens a dataset.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from wsl_d2.errors import ConfigError
 
 @dataclass
 class RunPlan:
-    """What a run consists of.
+    """The config of a run, resolved, and its datasets.
 
     Attributes:
-        cfg: frozen, with everything filled in that follows from the data.
-        fingerprint: name -> value of all that must be equal for a checkpoint to be continued.
-        dataset, sampler: of a pretraining, the training set and the order of its images; None for a detector.
-        test_sets: of a pretraining, name -> dataset.
+        cfg: frozen, with the keys filled in that follow from the data.
+        fingerprint: see :func:`wsl_d2.engine.fingerprint.resume_fingerprint`.
+        dataset, sampler: in pretraining, the training set and the order of its images; None for a detector.
+        test_sets: in pretraining, name -> dataset.
     """
 
     cfg: CfgNode
@@ -60,7 +60,7 @@ class RunPlan:
 
 
 def open_plan(cfg: CfgNode, resume: bool = False) -> RunPlan:
-    """Opens the datasets of a config and works out what follows from them; called by all processes together.
+    """Opens the datasets of a config and resolves the keys that depend on them; called by all processes together.
 
     Args:
         cfg: with its datasets registered, not frozen; schedule, number of classes and ghost batch size are filled in.
@@ -107,7 +107,7 @@ def open_plan(cfg: CfgNode, resume: bool = False) -> RunPlan:
 
 @contextlib.contextmanager
 def _first_process_of_a_machine_first():
-    """Lets one process copy what comes from a store, so that the others find it there."""
+    """Lets one process of a machine fill the cache of a store before the others read it."""
     is_first = comm.get_local_rank() == 0
     if not is_first:
         comm.synchronize()
@@ -119,12 +119,12 @@ def _first_process_of_a_machine_first():
 
 
 def _saved_ghost_batch_size(cfg: CfgNode) -> int | None:
-    """That of the run in OUTPUT_DIR, None if there is none."""
+    """The ghost batch size of the run in OUTPUT_DIR, None if there is none."""
     saved = None
     with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml")) as file:
             saved = int(yaml.safe_load(file)["SOLVER"]["IMS_PER_MICRO_BATCH"])
-    comm.synchronize()  # the file is written again in a moment
+    comm.synchronize()  # before the first process writes the file again
     return saved
 
 

@@ -1,4 +1,4 @@
-"""A step of pretraining: micro-batches, autocast, gradient scaling, agreement on bad numbers, metrics."""
+"""A step of pretraining: gradient accumulation, autocast, loss scaling, the check for finite numbers, metrics."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wsl_d2.data.read.device_decode import decode_batch
 from wsl_d2.engine.agreement import Agreement, Heartbeat
-from wsl_d2.engine.batch_norm import GroupStatistics
+from wsl_d2.engine.batch_norm import GhostBatchStatistics
 from wsl_d2.errors import UserError
 
-_ALWAYS_ALLOWED_DAMAGED_IMAGES = 8
+_MIN_ALLOWED_DAMAGED_IMAGES = 8
 _MAX_OVERFLOWS = 20  # of float16 gradients in consecutive steps; GradScaler needs a few to find its scale
 
 
-class DamagedImagesError(UserError, RuntimeError):
+class TooManyDamagedImagesError(UserError, RuntimeError):
     """More images could not be decoded than ``DATALOADER.MAX_DAMAGED_FRACTION`` allows."""
 
 
@@ -34,20 +34,20 @@ class PretrainLoop(SimpleTrainer):
     """Trains on micro-batches, of which the loader delivers ``num_micro_batches`` for each step of this process.
 
     Metrics stay on the device and reach the host every ``log_period`` iterations; the recorded loss is the mean of
-    those iterations over all processes, without smoothing, so that a resumed run records the same numbers. (Sums of
-    float32 losses are exact in the float64 they are kept in, so that their order does not matter.)
+    those iterations over all processes, without smoothing, so that a resumed run records the same numbers. (Their sum
+    is exact in float64, so that its order does not matter.)
 
     Args:
-        model: gives {"loss_hashtag": loss}.
-        num_micro_batches: forward passes of this process in each step.
+        model: returns {"loss_hashtag": loss}.
+        num_micro_batches: forward passes of this process in each step, whose gradients are accumulated.
         amp_dtype: None, "bfloat16" or "float16".
         log_period: iterations.
         max_iter: length of the run, iterations; the last one is always recorded.
         batch_size: images per iteration over all processes.
         max_damaged_fraction: see ``DATALOADER.MAX_DAMAGED_FRACTION``.
         max_skipped_steps: see ``SOLVER.MAX_SKIPPED_STEPS``.
-        output_dir: where the keys of batches with bad numbers are written.
-        flops_per_image: of a training step, to record the model FLOPs utilisation.
+        output_dir: where the keys of batches with non-finite numbers are written.
+        flops_per_image: of a training step, to record the model FLOPs utilization.
         peak_flops: of this process's device, per second; None if unknown.
         agreement: exchanged once in each step.
         timeout_seconds: see :class:`Heartbeat`.
@@ -86,7 +86,7 @@ class PretrainLoop(SimpleTrainer):
         self.peak_flops = peak_flops
         self.agreement = agreement or Agreement(self.device)
         self.heartbeat = Heartbeat(timeout_seconds)
-        self._group_statistics = GroupStatistics(model, num_micro_batches)
+        self._ghost_batches = GhostBatchStatistics(model, num_micro_batches)
         # [sum of losses, steps that count, images skipped] of this process since the last record
         self._window = torch.zeros(3, dtype=torch.float64, device=self.device)
         self._saved_window = [0.0, 0.0, 0.0]  # of all processes, when last prepared for saving
@@ -104,21 +104,21 @@ class PretrainLoop(SimpleTrainer):
         self._window_steps += 1
         loss, keys = self._forward_backward()
         self.after_backward()
-        is_good = self._numbers_are_good(loss, keys)
-        if is_good:
+        is_finite = self._is_finite(loss, keys)
+        if is_finite:
             self._window[0] += loss
             self._window[1] += 1
         if (self.iter + 1) % self.log_period == 0 or self.iter + 1 >= self.max_iter:
             self._record()
-        if is_good or self.grad_scaler.is_enabled():  # the scaler skips the step itself, and lowers its scale
+        if is_finite or self.grad_scaler.is_enabled():  # the scaler skips the step itself, and lowers its scale
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
-        self.heartbeat.rest()
+        self.heartbeat.pause()
 
     def _forward_backward(self) -> tuple[torch.Tensor, list[str]]:
-        """Returns the mean loss of this process's images, and their keys; the gradients lie in the parameters."""
+        """Returns the mean loss of this process's images, and their keys; fills the parameters' gradients."""
         self.optimizer.zero_grad(set_to_none=True)
-        self._group_statistics.before_step()
+        self._ghost_batches.before_step()
         total = torch.zeros((), device=self.device)
         keys: list[str] = []
         for number in range(self.num_micro_batches):
@@ -130,7 +130,7 @@ class PretrainLoop(SimpleTrainer):
                     loss = sum(self.model(batch).values())
                 loss = loss / self.num_micro_batches
                 self.grad_scaler.scale(loss).backward()
-            self._group_statistics.after_group(number)
+            self._ghost_batches.after_batch(number)
             total += loss.detach()
         return total, keys
 
@@ -146,11 +146,11 @@ class PretrainLoop(SimpleTrainer):
             logging.getLogger(__name__).warning(f"skipped image {key!r} ({reason}) at iteration {self.iter}")
         return batch
 
-    def _numbers_are_good(self, loss: torch.Tensor, keys: list[str]) -> bool:
-        """Whether loss and gradients are finite in all processes, which agree on it before any weight is changed.
+    def _is_finite(self, loss: torch.Tensor, keys: list[str]) -> bool:
+        """Whether loss and gradients are finite in all processes, which agree on it before the weights are updated.
 
         Raises:
-            FloatingPointError: in all processes, when more steps were skipped than is allowed.
+            FloatingPointError: in all processes, when more steps are skipped than allowed.
         """
         self.grad_scaler.unscale_(self.optimizer)
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -170,7 +170,7 @@ class PretrainLoop(SimpleTrainer):
                 "use SOLVER.AMP.DTYPE bfloat16, or lower SOLVER.LR_PER_256_IMAGES."
             )
         self._num_skipped_steps += 1
-        name = f"bad_numbers_{self.iter:07d}_rank{comm.get_rank()}.json"
+        name = f"not_finite_{self.iter:07d}_rank{comm.get_rank()}.json"
         here = any(bool(flag) for flag in mine)
         content = {"iteration": self.iter, "here": here, "loss": str(loss.item()), "keys": keys}
         with open(os.path.join(self.output_dir, name), "w") as file:
@@ -178,7 +178,7 @@ class PretrainLoop(SimpleTrainer):
         what = "loss" if bad_loss else "gradient"
         message = (
             f"the {what} of iteration {self.iter} is not finite; the keys of its images are in "
-            f"{os.path.join(self.output_dir, name)} and its like of the other processes"
+            f"{os.path.join(self.output_dir, name)} and in those of the other ranks"
         )
         if self._num_skipped_steps <= self.max_skipped_steps:
             logging.getLogger(__name__).warning(f"{message}; step skipped")
@@ -198,14 +198,14 @@ class PretrainLoop(SimpleTrainer):
         return totals.tolist()
 
     def _record(self) -> None:
-        """Averages the window over processes, stops on damaged images in all of them, and writes to the storage."""
+        """Averages the window over processes, stops at too many damaged images, and writes to the storage."""
         loss_sum, num_losses, skipped = self._totals()
         loss = loss_sum / num_losses if num_losses else math.nan  # all of its steps were skipped
         self._num_skipped += int(skipped)
         images_seen = (self.iter + 1) * self.batch_size
-        allowed = max(_ALWAYS_ALLOWED_DAMAGED_IMAGES, self.max_damaged_fraction * images_seen)
+        allowed = max(_MIN_ALLOWED_DAMAGED_IMAGES, self.max_damaged_fraction * images_seen)
         if self._num_skipped > allowed:
-            raise DamagedImagesError(
+            raise TooManyDamagedImagesError(
                 f"{self._num_skipped} of {images_seen} images could not be decoded, more than "
                 f"DATALOADER.MAX_DAMAGED_FRACTION = {self.max_damaged_fraction} allows; the log lists their keys. "
                 "Verify the shards, or raise the limit."
@@ -241,7 +241,7 @@ class PretrainLoop(SimpleTrainer):
         return found
 
     def prepare_saving(self) -> None:
-        """Gathers what the state of a run needs from all processes; called by all of them before one of them saves."""
+        """Gathers from all processes what a checkpoint holds; called by all of them before one of them saves."""
         if isinstance(self.optimizer, ZeroRedundancyOptimizer):
             self.optimizer.consolidate_state_dict(to=0)
         self._saved_window = self._totals()
@@ -259,7 +259,7 @@ class PretrainLoop(SimpleTrainer):
         flags = [{name: group.get(name) for name in ("foreach", "fused")} for group in self.optimizer.param_groups]
         super().load_state_dict(state_dict)
         for group, own in zip(self.optimizer.param_groups, flags, strict=True):
-            group.update(own)  # those of another kind of device came with the state
+            group.update(own)  # not those of the device that the state was saved on
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self._num_skipped = state_dict["num_skipped"]
         self._num_skipped_steps = state_dict["num_skipped_steps"]

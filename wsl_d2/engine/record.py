@@ -1,4 +1,4 @@
-"""One row for each finished run: what was computed, from what, with which versions, and what came out."""
+"""The record of a finished run: config, data, weights, versions, results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from wsl_d2.engine.plan import RunPlan
-from wsl_d2.files import sha256_of
+from wsl_d2.files import sha256_of, write_atomically
 from wsl_d2.run_keys import flatten
 
 _PACKAGES = ("wsl-d2", "detectron2", "sal-detectron2", "torch", "torchvision", "pycocotools", "numpy")
@@ -37,7 +37,7 @@ class WriteRecord(HookBase):
             record = describe_run(trainer.plan, getattr(trainer, "_last_eval_results", {}) or {})
             record |= {"iterations": trainer.max_iter, "hours_since_last_start": round(hours, 4)}
             path = Path(trainer.cfg.OUTPUT_DIR) / "record.json"
-            path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def describe_run(plan: RunPlan, results: dict) -> dict:

@@ -11,7 +11,7 @@ def resolve_schedule(cfg, images_per_epoch: int) -> None:
     """Fills SOLVER.MAX_ITER, BASE_LR, WARMUP_ITERS, WARMUP_FACTOR and STEPS from the keys counted in images.
 
     The learning rate scales linearly with the batch, ``LR_PER_256_IMAGES * IMS_PER_BATCH / 256``, and warm-up starts
-    at the rate of 256 images (arXiv 1706.02677). Keys left at 0 leave Detectron2's own in force.
+    at the rate of 256 images (arXiv 1706.02677). Where a key is 0, Detectron2's own keys count.
 
     Args:
         cfg: a node that is not frozen; changed in place.
@@ -28,8 +28,8 @@ def resolve_schedule(cfg, images_per_epoch: int) -> None:
             raise ConfigError(f"SOLVER.{key} must not be negative, got {solver[key]}.")
     if solver.TOTAL_IMAGES > 0 and solver.TOTAL_EPOCHS > 0:
         raise ConfigError(
-            f"SOLVER.TOTAL_IMAGES ({solver.TOTAL_IMAGES}) and SOLVER.TOTAL_EPOCHS ({solver.TOTAL_EPOCHS}) both say how "
-            "long to train; set one of them to 0."
+            f"SOLVER.TOTAL_IMAGES ({solver.TOTAL_IMAGES}) and SOLVER.TOTAL_EPOCHS ({solver.TOTAL_EPOCHS}) both set the "
+            "length of the run; set one of them to 0."
         )
     total_images = solver.TOTAL_IMAGES or round(solver.TOTAL_EPOCHS * images_per_epoch)
     if total_images > 0:
@@ -63,7 +63,7 @@ def halving_steps(max_iter: int, num_halvings: int) -> tuple[int, ...]:
 
 
 def images_to_process(num_images: int) -> int:
-    """Returns how many images a pretraining on so many different ones processes, repetitions counted.
+    """Returns for how many images, repetitions counted, to pretrain on a dataset of ``num_images``.
 
     The rule that the recipe is recalled to have: 100 epochs at 1.2 million images, 2 epochs at 3.5 billion, linear in
     the number of images between; below and above the epochs stay.

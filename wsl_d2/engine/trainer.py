@@ -37,16 +37,16 @@ _CHECKPOINTS_OF_FREE_DISK = 2.2  # room for one, for the next before it replaces
 
 
 class ResumableTrainer(DefaultTrainer):
-    """DefaultTrainer whose runs continue exactly: data stream, random numbers, and checkpoints that are always whole.
+    """DefaultTrainer whose runs resume exactly: data order, random numbers, and atomic checkpoints.
 
-    Subclasses give ``build_train_loop``, ``build_loader(start_iteration)`` and ``load_weights``.
+    Subclasses define ``build_train_loop``, ``build_loader(start_iteration)`` and ``load_weights``.
 
     Args:
         plan: of the run.
-        override_resume: continue a checkpoint of other settings all the same, and note the differences.
+        override_resume: continue a checkpoint of other settings anyway, and record the differences.
 
     Attributes:
-        agreement: what all processes agree on in every step.
+        agreement: flags that all processes agree on in every step.
         average: the moving average of the weights, or None.
     """
 
@@ -75,7 +75,7 @@ class ResumableTrainer(DefaultTrainer):
         return build_sgd(cfg, model)
 
     def build_hooks(self) -> list:
-        """Order matters: what is saved is complete before it is saved, saved before it is evaluated."""
+        """Returns the hooks in their order: first those that change what is saved, then saving, then evaluation."""
         cfg = self.cfg
 
         def test():
@@ -116,7 +116,7 @@ class ResumableTrainer(DefaultTrainer):
         return results
 
     def origin_of_weights(self) -> dict:
-        """What travels with the backbone's weights in checkpoints and exports, if they are to be loaded as such."""
+        """Returns the provenance of the backbone in checkpoints and exports; empty if it is not to be exported."""
         return {}
 
     def prepare_saving(self) -> None:
@@ -143,14 +143,14 @@ class ResumableTrainer(DefaultTrainer):
             state_dict["iteration"],
         )
         super().load_state_dict(state_dict)
-        if self.override_resume:  # of the optimiser and the schedule, those of the config count
+        if self.override_resume:  # of optimizer and schedule, the settings of the config count
             self._follow_config()
         if state_dict["world_size"] == comm.get_world_size():
             set_random_state(state_dict["random_states"][comm.get_rank()])
         else:
             logging.getLogger(__name__).warning(
                 f"the run had {state_dict['world_size']} processes and now has {comm.get_world_size()}: images and "
-                "crops stay the same, random numbers that a model draws for itself do not"
+                "crops stay the same, random numbers drawn by the model do not"
             )
 
     def _follow_config(self) -> None:
@@ -164,7 +164,7 @@ class ResumableTrainer(DefaultTrainer):
         self.scheduler.step()
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Resumes the run in OUTPUT_DIR where there is one to resume, else loads MODEL.WEIGHTS.
+        """Resumes the run in OUTPUT_DIR if there is one, else loads MODEL.WEIGHTS.
 
         Raises:
             IncompleteLoadError: a tensor is missing, left over or of another shape.
@@ -179,17 +179,17 @@ class ResumableTrainer(DefaultTrainer):
                 self.average = self._replace_average()
 
     def _replace_average(self) -> AverageWeights:
-        """The average starts from the loaded weights."""
+        """Starts the average from the loaded weights."""
         fresh = AverageWeights(self.model, self.cfg.SOLVER.EMA_DECAY)
         self._hooks[self._hooks.index(self.average)] = fresh
         fresh.trainer = weakref.proxy(self)
         return fresh
 
     def check_disk(self) -> None:
-        """Refuses to start a run whose first checkpoints would fill the disk.
+        """Refuses to start a run whose first checkpoints do not fit on the disk.
 
         Raises:
-            ConfigError: names the bytes that are there and needed.
+            ConfigError: names the bytes that are free and needed.
         """
         size = sum(tensor.nbytes for tensor in self.model.state_dict().values())
         size *= 2 + (self.average is not None)  # weights, momentum, average
@@ -197,12 +197,12 @@ class ResumableTrainer(DefaultTrainer):
         if free < _CHECKPOINTS_OF_FREE_DISK * size:
             raise ConfigError(
                 f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} has {free / 1e9:.2f} GB of free disk; a checkpoint takes about "
-                f"{size / 1e9:.2f} GB, and {_CHECKPOINTS_OF_FREE_DISK} times as much is needed to start. Free some, or "
+                f"{size / 1e9:.2f} GB, and {_CHECKPOINTS_OF_FREE_DISK} times as much is needed. Free some, or "
                 "choose another OUTPUT_DIR."
             )
 
     def train(self):
-        """Trains from ``start_iter``; the loader is built here, when it is known where the data continues."""
+        """Trains from ``start_iter``; the loader is built here, since only now the first batch is known."""
         if comm.is_main_process():
             self.check_disk()
         if self.start_iter < self.max_iter:
@@ -263,17 +263,17 @@ class WSLTrainer(ResumableTrainer):
         return build_hashtag_train_loader(self.cfg, self.plan.dataset, sampler)
 
     @classmethod
-    def load_weights(cls, cfg, model: torch.nn.Module, checkpointer, whole: bool = False) -> None:
-        """Loads a backbone strictly to go on from; with ``whole`` the head, too, as evaluation needs it.
+    def load_weights(cls, cfg, model: torch.nn.Module, checkpointer, for_evaluation: bool = False) -> None:
+        """Loads the backbone strictly; with ``for_evaluation`` also the head.
 
         Raises:
-            IncompleteLoadError: the file does not fill the backbone, or with ``whole`` the head.
+            IncompleteLoadError: the file does not fill the backbone, or the head where that is needed.
         """
         if not cfg.MODEL.WEIGHTS:
             return
         file = WeightFile.read(cfg.MODEL.WEIGHTS)
         load_backbone(model, file, cfg)
-        if whole:
+        if for_evaluation:
             head = file.backbone().head
             named = [{f"head.{name}": t for name, t in state.items()} for state in (head, model.head.state_dict())]
             check_tensors(file.path, *named, reason="the classifier's head does not fit")
@@ -281,12 +281,12 @@ class WSLTrainer(ResumableTrainer):
 
     def train(self):
         logging.getLogger(__name__).info(self.plan.describe_length())
-        with self._trainer.heartbeat.explaining(), name_dead_workers():
+        with self._trainer.heartbeat.name_lost_processes(), name_dead_workers():
             return super().train()
 
 
 class DetectionTrainer(ResumableTrainer):
-    """Detectron2's detection training, with a strict hand-over of pretrained backbones."""
+    """Detectron2's detection training, with strict loading of pretrained backbones."""
 
     def build_train_loop(self, cfg, model, optimizer) -> SimpleTrainer:
         return (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, None, optimizer)
@@ -295,8 +295,8 @@ class DetectionTrainer(ResumableTrainer):
         return build_resumable_detection_train_loader(self.cfg, start_iteration)
 
     @classmethod
-    def load_weights(cls, cfg, model: torch.nn.Module, checkpointer, whole: bool = False) -> None:
-        """A whole detector goes through Detectron2's checkpointer; in any file the backbone is loaded strictly.
+    def load_weights(cls, cfg, model: torch.nn.Module, checkpointer, for_evaluation: bool = False) -> None:
+        """Loads the backbone strictly; of a file that holds a detector, the rest by Detectron2's checkpointer.
 
         Raises:
             IncompleteLoadError: the file does not fill the backbone.

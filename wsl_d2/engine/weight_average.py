@@ -9,9 +9,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class AverageWeights(HookBase):
-    """Keeps ``decay * average + (1 - decay) * weights`` after every step, in all processes alike.
+    """Updates ``average <- decay * average + (1 - decay) * weights`` after every step, in all processes.
 
-    Buffers, such as running statistics, are the model's own.
+    Buffers, such as running statistics, are copied from the model.
 
     Args:
         model: of the trainer.
@@ -32,7 +32,7 @@ class AverageWeights(HookBase):
         self._average.update_parameters(self._source)
 
     def copy_buffers(self) -> None:
-        """Takes over the model's running statistics as they are now."""
+        """Copies the model's running statistics."""
         for own, source in zip(self.model.buffers(), self._source.buffers(), strict=True):
             own.copy_(source)
 

@@ -1,4 +1,4 @@
-"""Where metrics go: Detectron2's writers and W&B, none of which can end a run."""
+"""Writers of metrics: Detectron2's and W&B, none of whose failures ends a run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from wsl_d2.errors import ConfigError
 
 
 class GuardedWriter(EventWriter):
-    """Hands on to a writer; its failures are logged once, and training goes on.
+    """Wraps a writer; its failures are logged once, and training goes on.
 
     Args:
-        writer: tried again at every record, as a full disk or a lost connection may come back.
+        writer: tried again at every record, since a full disk or a lost connection may recover.
     """
 
     def __init__(self, writer: EventWriter):
@@ -40,7 +40,7 @@ class GuardedWriter(EventWriter):
 
 
 class PretrainingPrinter(CommonMetricPrinter):
-    """Detectron2's line of losses, rate and time left, and one of what pretraining adds."""
+    """Detectron2's line of losses, rate and time left, and a second one of pretraining's own metrics."""
 
     # metric -> how it is printed
     _SHOWN = {
@@ -63,7 +63,7 @@ class PretrainingPrinter(CommonMetricPrinter):
 
 
 class WandbWriter(EventWriter):
-    """Sends every scalar to Weights & Biases. A resumed run continues the one before, by the name of its folder.
+    """Sends every scalar to Weights & Biases. A resumed run continues its W&B run, found by the name of its folder.
 
     Args:
         project: of W&B.

@@ -1,4 +1,4 @@
-"""How large a classifier is and what one image costs, counted without its memory or its time."""
+"""Parameters and multiply-adds of a classifier, counted without allocating its weights."""
 
 from typing import NamedTuple
 
@@ -21,8 +21,8 @@ class Complexity(NamedTuple):
 def count_complexity(architecture: str, *, num_classes: int = 1000, image_size: int = 224) -> Complexity:
     """Counts a ResNeXt's parameters, and its multiply-adds by fvcore.
 
-    The network is run once on an image of 32 x 32, with weights that nobody initialised: all operations but the head's
-    are proportional to the area, so that is enough, and takes a second for the largest.
+    The network is run once on an image of 32 x 32, with uninitialized weights. All operations but the head's are
+    proportional to the area, so this is enough; it takes a second for the largest network.
 
     Args:
         architecture: a key of ``RESNEXT_ARCHITECTURES``.

@@ -151,7 +151,7 @@ class HashtagClassifier(nn.Module):
         return F.adaptive_avg_pool2d(self.backbone(self._preprocess(batch))["res5"], 1).flatten(1)
 
     def _preprocess(self, batch: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> torch.Tensor:
-        """(N, 3, H, W) float32 on the model's device, normalised; keeps the batch's memory format."""
+        """(N, 3, H, W) float32 on the model's device, normalized; keeps the batch's memory format."""
         if isinstance(batch, Mapping):
             images = batch["image"]
         else:

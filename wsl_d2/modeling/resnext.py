@@ -83,7 +83,7 @@ def checkpoint_stages(backbone: ResNet, stages: Sequence[str]) -> None:
 
     Args:
         backbone: any ResNet of detectron2: a model's ``backbone``, or an FPN's ``bottom_up``.
-        stages: any of "res2" to "res5"; those that it does not have are passed over.
+        stages: any of "res2" to "res5"; those that it does not have are ignored.
 
     Raises:
         ArchitectureError: for another name.
@@ -98,7 +98,7 @@ def checkpoint_stages(backbone: ResNet, stages: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _unchanged_statistics(block: nn.Module) -> Iterator[None]:
-    """Within it, batch norms normalise by their batch as ever, but do not count it a second time."""
+    """Within it, batch norms normalize by their batch as usual, but leave the running statistics alone."""
     norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     tracked = [norm.num_batches_tracked for norm in norms]
     momenta = [norm.momentum for norm in norms]
@@ -222,7 +222,7 @@ def make_resnext(
         checkpoint_stages: any of "res2" to "res5": those stages save memory (:class:`CheckpointedStage`).
 
     Returns:
-        The backbone, randomly initialised.
+        The backbone, randomly initialized.
 
     Raises:
         ArchitectureError: for an unknown architecture, output feature, stage or dilation.

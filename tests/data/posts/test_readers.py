@@ -19,7 +19,7 @@ ROWS = [("p0", ["#golden retriever", "beach"]), ("p1", ["dog", "#cats"]), ("p2",
 
 
 def read(path, kind=None, **options):
-    """[(key, hashtags)], {reason: rows}, {reason: rows that are no images}."""
+    """[(key, hashtags)], {reason: rows}, {reason: rows that are not images}."""
     rows, rejected, skipped, number = [], {}, {}, 0
     for chunk in read_posts(str(path), kind or detect_post_format(str(path)), **options):
         assert len(chunk.keys) + len(chunk.rejected) + sum(chunk.skipped.values()) == chunk.num_rows
@@ -134,7 +134,7 @@ BAD_LINES = {
     b"\xff\xfe\x00": "invalid UTF-8",
     b"[" * 100_000: "invalid JSON",
     b'{"key": "1", "hashtags": ["\\ud800"]}': "hashtags are no valid Unicode",
-    b'{"key": "\\ud800", "hashtags": []}': "key is no valid Unicode",
+    b'{"key": "\\ud800", "hashtags": []}': "key is not valid Unicode",
     b'{"key": "' + b"x" * (1 << 20) + b'", "hashtags": []}': "longer than 1048576 bytes",
 }
 
@@ -158,8 +158,8 @@ def test_videos_and_bad_lines_of_yfcc100m(tmp_path):
     assert rows == [("1", ["dog"])] and skipped == {"video": 1}
     assert rejected == {
         "2 columns instead of 25 or 23": 1,
-        "tags are no URL-encoded UTF-8": 1,
-        "the identifier is no number": 1,
+        "tags are not URL-encoded UTF-8": 1,
+        "the identifier is not a number": 1,
         "the photo/video marker is neither 0 nor 1": 1,
     }
 
@@ -197,8 +197,15 @@ def test_nulls_in_parquet_and_stray_members_in_tars(tmp_path):
     assert read(tmp_path / "b.tar") == ([("w", [])], expected, {})
 
 
+def test_reading_leaves_the_limit_of_other_readers_of_csv_alone(tmp_path):
+    before = csv.field_size_limit()
+    (tmp_path / "a.csv").write_text(f"key,hashtags\na,{'#dog ' * 100_000}\nb,#cat\n")
+    assert read(tmp_path / "a.csv")[0][1] == ("b", ["#cat"])
+    assert csv.field_size_limit() == before < 500_000
+
+
 @pytest.mark.parametrize("name", ["cut.bz2", "cut.parquet", "cut.tar", "empty.parquet", "cut.json", "cut.db"])
-def test_a_file_that_is_cut_off_is_one_error_that_names_it(tmp_path, name):
+def test_a_truncated_file_is_one_error_that_names_it(tmp_path, name):
     posts = make_posts(3000)
     whole = tmp_path / "whole"
     if name.endswith("bz2"):

@@ -9,7 +9,7 @@ from odd_images import bomb, corpus, exif_bytes, jpeg, picture, stored_for
 from PIL import Image
 
 from wsl_d2.data.read import decode as decode_module
-from wsl_d2.data.read.decode import DCT_EIGHTHS, DamagedImageError, dct_eighths, decode, open_image, upright
+from wsl_d2.data.read.decode import DCT_SCALES, DamagedImageError, dct_scale, decode, open_image, upright
 from wsl_d2.data.read.device_decode import EncodedBatch
 from wsl_d2.data.read.mapper import DECODINGS, HashtagMapper
 
@@ -68,11 +68,11 @@ def test_whole_jpegs_equal_pillows(options):
     assert np.array_equal(decode(open_image(data)), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
-@pytest.mark.parametrize("eighths", DCT_EIGHTHS)
-def test_shrinking_gives_the_mean_of_blocks(eighths):
+@pytest.mark.parametrize("scale", DCT_SCALES)
+def test_dct_scaling_gives_the_mean_of_blocks(scale):
     pixels = picture(160, 96)
-    shrunk = decode(open_image(jpeg(pixels)), eighths)
-    side = 8 // eighths
+    shrunk = decode(open_image(jpeg(pixels)), scale)
+    side = 8 // scale
     means = pixels.reshape(96 // side, side, 160 // side, side, 3).mean(axis=(1, 3))
     assert np.abs(shrunk - means).max() < 4
 
@@ -83,16 +83,16 @@ def test_shrunk_sizes_are_rounded_up():
 
 @pytest.mark.parametrize("width, height, expected", [(1792, 1792, 1), (1791, 3000, 2), (896, 896, 2), (448, 500, 4)])
 def test_the_crop_keeps_its_pixels(width, height, expected):
-    assert dct_eighths(width, height, 224) == expected
-    assert dct_eighths(447, 9000, 224) == 8
-    assert dct_eighths(10, 10, 224) == 8
+    assert dct_scale(width, height, 224) == expected
+    assert dct_scale(447, 9000, 224) == 8
+    assert dct_scale(10, 10, 224) == 8
 
 
 def test_what_pillow_decodes_is_not_shrunk():
     odd = next(odd for odd in CORPUS if odd.name == "rgba png")
-    assert not open_image(odd.data).shrinks
+    assert not open_image(odd.data).has_dct_scaling
     assert decode(open_image(odd.data), 4).shape == odd.pixels.shape
-    assert not open_image(next(odd for odd in CORPUS if odd.name == "adobe cmyk jpeg").data).shrinks
+    assert not open_image(next(odd for odd in CORPUS if odd.name == "adobe cmyk jpeg").data).has_dct_scaling
 
 
 def test_memory_is_reused_and_large_images_take_their_own(monkeypatch):

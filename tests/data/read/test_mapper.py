@@ -138,7 +138,7 @@ def test_fast_crops_without_shrinking_differ_by_one_at_most():
 def test_fast_crops_shrink_while_decoding(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "wsl_d2.data.read.mapper.decode", lambda image, eighths=8: seen.append(eighths) or decode(image, eighths)
+        "wsl_d2.data.read.mapper.decode", lambda image, scale=8: seen.append(scale) or decode(image, scale)
     )
     mapper = HashtagMapper(True, size=32, scale=(0.9, 1.0), ratio=(0.99, 1.01))
     for side in (32, 80, 160, 300):

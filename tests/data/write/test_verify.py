@@ -16,7 +16,7 @@ from wsl_d2.data import HashtagDataset, ShardError, finish_dataset, index_shard,
 from wsl_d2.data.format.index import index_path, read_index
 from wsl_d2.data.format.labels import labels_path, read_labels, write_labels
 from wsl_d2.data.read.mapper import HashtagMapper
-from wsl_d2.data.write.verify import summarise, verify_dataset
+from wsl_d2.data.write.verify import summarize, verify_dataset
 from wsl_d2.hashtags import Vocabulary, load_wordnet
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -104,7 +104,7 @@ def payload(path):
 SHARD_DAMAGE = {  # what happens to a shard -> the problem, and how many of its images are reported
     "deleted": (lambda tar, _: tar.unlink(), "missing", 0),
     "emptied": (lambda tar, _: tar.write_bytes(b""), "empty", 4),
-    "cut off": (lambda tar, _: tar.write_bytes(tar.read_bytes()[:3000]), "cut off", None),
+    "truncated": (lambda tar, _: tar.write_bytes(tar.read_bytes()[:3000]), "truncated", None),
     "lengthened": (lambda tar, _: tar.write_bytes(tar.read_bytes() + bytes(512)), "too long", 0),
     "a bit of an image": (lambda tar, _: flip(tar, payload(tar)), "altered", 1),
     "a bit of a header": (lambda tar, _: flip(tar, 5), "altered", 0),
@@ -115,7 +115,7 @@ SHARD_DAMAGE = {  # what happens to a shard -> the problem, and how many of its 
         1,
     ),
     "index deleted": (lambda tar, _: index_path(tar).unlink(), "no index", 0),
-    "index cut off": (
+    "truncated index": (
         lambda tar, _: index_path(tar).write_bytes(index_path(tar).read_bytes()[:200]),
         "damaged index",
         0,
@@ -124,7 +124,7 @@ SHARD_DAMAGE = {  # what happens to a shard -> the problem, and how many of its 
     "labels of another vocabulary": (other_vocabulary, "labels of another vocabulary", 0),
     "other labels": (other_labels, "other labels", 0),
     "labels deleted": (lambda tar, _: labels_path(tar).unlink(), "no labels", 0),
-    "labels cut off": (
+    "truncated labels": (
         lambda tar, _: labels_path(tar).write_bytes(labels_path(tar).read_bytes()[:200]),
         "damaged labels",
         0,
@@ -156,7 +156,7 @@ def test_fifty_damaged_shards_of_a_dozen_kinds_are_all_found(tmp_path, toy_vocab
     for found in reports:
         if found.name in expected and expected[found.name][1] is not None:
             assert len(found.damaged) == expected[found.name][1], (found, expected[found.name])
-    assert summarise(reports)["problems"] == dict(sorted(Counter(e[0] for e in expected.values()).items()))
+    assert summarize(reports)["problems"] == dict(sorted(Counter(e[0] for e in expected.values()).items()))
 
     # Reading in training finds what verification found in files and images, and names the shard.
     dataset = HashtagDataset(folder)
@@ -189,7 +189,7 @@ def test_a_shard_name_that_leaves_the_folder_is_refused(hashtag_folder):
     manifest = json.loads(path.read_text())
     manifest["shards"][0]["name"] = "../../shard-000000.tar"
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ShardError, match="is no plain name; refused"):
+    with pytest.raises(ShardError, match="is not a plain name; refused"):
         HashtagDataset(hashtag_folder)
 
 

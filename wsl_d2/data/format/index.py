@@ -57,12 +57,12 @@ class ShardIndex:
     Args:
         keys: (n,) bytes, the samples' keys.
         offsets, sizes: (n,) int64, where the encoded image lies in the tar, in bytes.
-        crc32: (n,) uint32 checksums of the encoded images, by which one altered later is found when it is read.
+        crc32: (n,) uint32 checksums of the encoded images, by which reading finds those that have changed.
         hashtags: column of the JSON -> its hashtags. Every column that holds lists is here, and the one asked for.
         tar_sha256: of the whole tar, as hex digits.
         tar_bytes: its size.
         ignored: kind of member -> how many were ignored, and the first one's name.
-        source: whatever the maker of the shard wants to recognise its input by.
+        source: anything by which the writer of the shard recognizes its input.
     """
 
     keys: np.ndarray
@@ -76,7 +76,7 @@ class ShardIndex:
     source: str = ""
 
     def read_image(self, file: int, row: int) -> bytes | None:
-        """Reads an encoded image from the open tar ``file``; None if it is no longer what was indexed."""
+        """Reads an encoded image from the open tar ``file``; None if it has changed since it was indexed."""
         size = int(self.sizes[row])
         data = os.pread(file, size, int(self.offsets[row]))
         return None if len(data) != size or zlib.crc32(data) != self.crc32[row] else data

@@ -172,12 +172,12 @@ def read_manifest(folder: str | Path) -> dict:
     """Reads and checks ``manifest.json``.
 
     Raises:
-        ShardError: it is missing, no JSON, of another format or version, or its vocabulary.json is another one.
+        ShardError: it is missing, not JSON, of another format or version, or its vocabulary.json is another one.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise ShardError(
-            f"{path} does not exist: {folder} is no finished dataset of shards. Check the path, or finish "
+            f"{path} does not exist: {folder} is not a finished dataset of shards. Check the path, or finish "
             "preparing the dataset (the manifest is written last)."
         )
     try:
@@ -233,7 +233,7 @@ class ShardTable:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ShardError(f"manifest.json: damaged list of shards ({error!r}); finish the dataset again.") from error
         if bad := [name for name in names if "/" in name or name in ("", ".", "..") or "\0" in name]:
-            raise ShardError(f"manifest.json: shard name {bad[0]!r} is no plain name; refused.")
+            raise ShardError(f"manifest.json: shard name {bad[0]!r} is not a plain name; refused.")
         return table
 
     def __len__(self) -> int:

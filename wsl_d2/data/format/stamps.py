@@ -1,4 +1,4 @@
-"""Which tars have changed since they were indexed: what the file system knows, then the SHA-256.
+"""Which tars have changed since they were indexed: by the file system's metadata, then by SHA-256.
 
 ``.stamps.jsonl`` beside the shards holds each tar's size, times and inode as they were when its index was written.
 While all of them are the same, so is the tar: a program may set a file's modification time back, but not its change
@@ -31,7 +31,7 @@ def note_stamp(tar_path: str | Path, sha256: str, stamp: list[int] | None = None
 
 
 def read_stamps(folder: str | Path) -> dict[str, tuple[str, list[int]]]:
-    """Returns name of the tar -> its SHA-256 and stamp, as last noted; a line that was cut off is left out."""
+    """Returns name of the tar -> its SHA-256 and stamp, as last recorded; a truncated line is left out."""
     path = Path(folder) / _NAME
     found: dict[str, tuple[str, list[int]]] = {}
     if path.is_file():

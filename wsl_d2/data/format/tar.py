@@ -137,8 +137,8 @@ def read_tar(tar_path: str | Path) -> TarContent:
         tar_path: a file, or a URL that fsspec knows.
 
     Raises:
-        ShardError: the tar is unreadable or cut off, no image has any usable JSON, a key is repeated, or a member is no
-            plain file with a safe relative name and a sane size.
+        ShardError: the tar is unreadable or truncated, no image has any usable JSON, a key is repeated, or a member is
+            not a plain file with a safe relative name and a sane size.
     """
     images: dict[str, TarImage] = {}
     described: dict[str, bytes] = {}
@@ -200,7 +200,7 @@ def _next_archive(tar_path: str | Path, stream: _TarStream, end: int) -> int | N
             return position + first // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
         position += len(chunk)
     if position == end:
-        raise ShardError(f"{tar_path}: the tar is cut off after {end} bytes; write or download it again.")
+        raise ShardError(f"{tar_path}: the tar is truncated after {end} bytes; write or download it again.")
     return None
 
 
@@ -225,7 +225,7 @@ def _read_member(
         raise ShardError(f"{tar_path}: there are two members of key {key!r}; keys must be unique.")
     data = tar.extractfile(member).read()
     if len(data) != member.size:
-        raise tarfile.ReadError(f"cut off in {name!r}")
+        raise tarfile.ReadError(f"truncated in {name!r}")
     if extension == "json":
         described[key] = data
     else:

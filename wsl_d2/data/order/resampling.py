@@ -102,7 +102,7 @@ def shard_totals(index: HashtagIndex | ShardedIndex, per_hashtag: np.ndarray) ->
 
 
 def epoch_distribution(index: HashtagIndex | ShardedIndex, threshold: float, mode: str) -> EpochDistribution:
-    """Sums up the repeat factors of every image, reading the labels of one shard after the other."""
+    """Sums the repeat factors of every image, reading the labels shard by shard."""
     per_hashtag = fixed_point(repeat_factors(index.hashtag_counts() / index.num_images, threshold, mode))
     totals, draws = _sum_up(index, per_hashtag)
     total = int(totals.sum())

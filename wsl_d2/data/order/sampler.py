@@ -1,4 +1,4 @@
-"""Which image comes when: pure functions from (seed, position) to an image, and the samplers over them.
+"""The order of images: pure functions from (seed, position) to an image, and the samplers over them.
 
 Position p counts images drawn by the whole run, over all processes. An epoch is the resampled dataset of L draws;
 epoch e = p // L. Every image holds a stretch of a line, as long as its repeat factor, shard after shard; slot k of the
@@ -7,8 +7,8 @@ floor(r(I)) or ceil(r(I)) times with mean r(I); with all factors 1 every image c
 says which slot comes at p % L: over all slots, or over those of a window of shards at a time, the shards being in
 an order of the epoch, so that disks and object stores read mostly in sequence.
 
-All of it is integer arithmetic on one number per shard. Nothing depends on the number of processes or workers, and
-resuming is a number.
+All of it is integer arithmetic on one number per shard. Nothing depends on the number of processes or workers, and a
+run resumes from a single number.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import Sampler
 
 from wsl_d2.data.format.labels import HashtagIndex, ShardedIndex
 from wsl_d2.data.order.resampling import ONE, fixed_point, largest_factors, repeat_factors, shard_totals
@@ -29,7 +28,7 @@ _MAX_CACHED_IMAGES = 4_000_000
 
 
 def mix64(values: np.ndarray, key: int) -> np.ndarray:
-    """A 64-bit integer hash (the finaliser of splitmix64), vectorised over uint64."""
+    """A 64-bit integer hash (the finalizer of splitmix64), vectorized over uint64."""
     with np.errstate(over="ignore"):
         x = values + np.uint64(key & 0xFFFFFFFFFFFFFFFF)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -245,7 +244,7 @@ class _ImagesByShard:
         return images
 
 
-class PositionSampler(Sampler):
+class PositionSampler:
     """Infinite stream of dataset indices for one process, in an order fixed by the seed and repeat factors alone.
 
     Iteration i of a run draws the positions [i * batch_size, (i + 1) * batch_size); rank r of W takes the r-th of W

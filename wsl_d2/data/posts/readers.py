@@ -74,7 +74,7 @@ class Columns:
         if not self.is_caption:
             return parse_hashtags(value)
         if value is not None and not isinstance(value, str):
-            raise ValueError("the caption is no text")
+            raise ValueError("the caption is not text")
         return parse_caption(value)
 
 
@@ -86,7 +86,7 @@ class Chunk:
         keys: (n,) strings, the images' keys.
         hashtags: (n,) lists of strings, as people wrote them.
         num_rows: rows read, whatever became of them.
-        skipped: reason -> rows that are no images, such as videos.
+        skipped: reason -> rows that are not images, such as videos.
         rejected: (row number, reason, beginning of the row) of rows that cannot be used.
     """
 
@@ -98,7 +98,7 @@ class Chunk:
 
 
 class _SkippedRow(ValueError):
-    """The reason why a row is no image."""
+    """The reason why a row is not an image."""
 
 
 def detect_post_format(path: str) -> str:
@@ -134,7 +134,7 @@ def read_posts(
         row_groups: of a Parquet file, first and behind the last; all if None.
 
     Raises:
-        PostsError: the file cannot be read, is cut off, or has no such column.
+        PostsError: the file cannot be read, is truncated, or has no such column.
     """
     columns = Columns(key_column, caption_column or hashtags_column, caption_column is not None)
     if kind not in FORMATS:
@@ -209,7 +209,7 @@ def _shown(row: Any) -> bytes:
 
 
 def _lines(path: str) -> Iterator[bytes]:
-    """Lines without their end; one longer than MAX_ROW_BYTES comes cut off behind that, not in many pieces."""
+    """Lines without their end; one longer than MAX_ROW_BYTES is truncated, not split."""
     with _open(path) as file:
         first = True
         while line := file.readline(MAX_ROW_BYTES + 2):
@@ -241,7 +241,7 @@ def _key(value: Any, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} is no valid Unicode") from error
+        raise ValueError(f"{name} is not valid Unicode") from error
     return value
 
 
@@ -293,13 +293,16 @@ def _json_list(path: str) -> list:
 
 
 def _csv_rows(path: str, columns: Columns) -> Iterator[dict]:
-    csv.field_size_limit(MAX_ROW_BYTES)
-    with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", "replace", newline="") as text:
-        header = text.readline()
-        delimiter = max(",;\t", key=header.count)
-        names = next(csv.reader([header], delimiter=delimiter), [])
-        _check_columns(path, names, columns)
-        yield from csv.DictReader(text, names, delimiter=delimiter)
+    limit = csv.field_size_limit(MAX_ROW_BYTES)  # of the whole process
+    try:
+        with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", "replace", newline="") as text:
+            header = text.readline()
+            delimiter = max(",;\t", key=header.count)
+            names = next(csv.reader([header], delimiter=delimiter), [])
+            _check_columns(path, names, columns)
+            yield from csv.DictReader(text, names, delimiter=delimiter)
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _check_columns(path: str, names: list[str], columns: Columns) -> None:
@@ -377,7 +380,7 @@ def _yfcc_parser(raw_key: bytes, raw_tags: bytes, raw_marker: bytes) -> Callable
     def parse() -> Row:
         key, tags, marker = _text(raw_key), _text(raw_tags), _text(raw_marker)
         if not (key.isascii() and key.isdecimal()):
-            raise ValueError("the identifier is no number")
+            raise ValueError("the identifier is not a number")
         if marker not in ("0", "1"):
             raise ValueError("the photo/video marker is neither 0 nor 1")
         if marker == "1":
@@ -385,7 +388,7 @@ def _yfcc_parser(raw_key: bytes, raw_tags: bytes, raw_marker: bytes) -> Callable
         try:
             return key, [urllib.parse.unquote_plus(tag, errors="strict") for tag in tags.split(",") if tag]
         except UnicodeDecodeError as error:
-            raise ValueError("tags are no URL-encoded UTF-8") from error
+            raise ValueError("tags are not URL-encoded UTF-8") from error
 
     return parse
 

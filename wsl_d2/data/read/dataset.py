@@ -28,19 +28,19 @@ _MAX_REPLACEMENTS = 100
 class HashtagDataset(Dataset):
     """The labelled images of a folder of shards, by number.
 
-    ``dataset[i]`` or ``dataset[i, position]`` gives a dict with "image" (uint8 (3, H, W), or the encoded bytes
-    without a mapper), "labels" ((k,) int64), "key" (str) and "skipped" (list of (key, reason)): an image that cannot
-    be decoded is replaced by the next one in the dataset and listed there, so that it can be counted. One that is no
-    longer what was indexed is an error.
+    ``dataset[i]`` or ``dataset[i, position]`` gives a dict with "image" (uint8 (3, H, W), or without a mapper
+    the encoded bytes), "labels" ((k,) int64), "key" (str) and "skipped" (list of (key, reason)): an image that cannot
+    be decoded is replaced by the next one in the dataset and listed there, so that it can be counted. One that has
+    changed since it was indexed is an error.
 
-    Opening reads the manifest alone; a shard and its index are opened when its first image is asked for, and the 128
-    last used stay open. The object pickles to its folder and mapper, so that worker processes open files of their own.
+    Opening reads the manifest alone; a shard and its index are opened when its first image is read, and the 128 last
+    used stay open. The object pickles to its folder and mapper, so that worker processes open files of their own.
 
     Args:
         folder: with ``manifest.json``, ``vocabulary.json`` and the shards; a path or a URL of fsspec.
         mapper: turns encoded bytes into a crop.
         seed: together with the position it seeds each crop.
-        fresh: of a store, copy the manifest again; one process of a machine does it for all.
+        fresh: copy the manifest from a store again; one process of a machine does it for all.
 
     Attributes:
         store: where the shards come from.
@@ -136,7 +136,7 @@ class HashtagDataset(Dataset):
     def epoch_distribution(self, mode: str, threshold: float) -> EpochDistribution:
         """Returns what an epoch holds after resampling; see :func:`wsl_d2.data.order.resampling.repeat_factors`.
 
-        It is worked out once from the labels of all shards, and kept in the cache.
+        It is computed once from the labels of all shards, and cached on disk.
         """
         facts = [mode, threshold if mode in ("sqrt", "uniform") else None, self.labels_sha256]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -152,13 +152,13 @@ class HashtagDataset(Dataset):
     def check_shards(self) -> None:
         """Raises ShardError that lists each shard which is missing or has another size than the manifest says.
 
-        Nothing is asked of a store: there, a shard is checked as a whole when it is copied.
+        Shards in a store are not checked here, but when they are copied.
         """
         if not self.store.is_remote:
             check_shards(self.folder, self.table)
 
     def fetch(self, shard: int) -> Path:
-        """Returns the local path of a shard, copied from the store where need be."""
+        """Returns the local path of a shard, copied from the store if it is not in the cache."""
         return self.store.path(self.table.name(shard), self.table.hex_digest(shard))
 
     def _shard(self, shard: int) -> tuple[int, ShardIndex, ShardLabels]:
@@ -190,11 +190,11 @@ class HashtagDataset(Dataset):
         for _ in range(10):
             try:
                 return os.open(self.fetch(shard), os.O_RDONLY)
-            except FileNotFoundError:  # another process needed its room in the cache; it is copied once more
+            except FileNotFoundError:  # another process evicted it from the cache; copy it again
                 if not self.store.is_remote:
                     raise
         raise ShardError(
-            f"{self.store.place(self.table.name(shard))} is dropped from the cache before it can be read; raise "
+            f"{self.store.place(self.table.name(shard))} is evicted from the shard cache before it can be read; raise "
             f"DATALOADER.SHARD_CACHE_GB (now {self.store.cache_bytes / 1e9:g}) or lower "
             "DATALOADER.SHUFFLE_WINDOW_SHARDS."
         )

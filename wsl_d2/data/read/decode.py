@@ -1,8 +1,8 @@
-"""Encoded image -> pixels. JPEG goes through libjpeg-turbo, which can shrink while it decodes; the rest through Pillow.
+"""Encoded image -> pixels. JPEG goes through libjpeg-turbo, which can scale in the DCT domain; the rest through Pillow.
 
-Shapes: an image of H x W pixels is an (H, W, 3) uint8 array, RGB. Colour profiles are ignored, as torchvision and
-Detectron2 do; transparent pixels are laid on white; 16-bit values are scaled to 8 bits; of an animation the first
-frame counts.
+Shapes: an image of H x W pixels is an (H, W, 3) uint8 array, RGB. Color profiles are ignored, as torchvision and
+Detectron2 do; transparent pixels are composited on white; 16-bit values are scaled to 8 bits; of an animation the
+first frame is used.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from PIL import Image, ImageChops
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_IMAGE_PIXELS = 64_000_000
 BACKGROUND = (255, 255, 255)  # under transparent pixels
-# libjpeg-turbo shrinks by n/8 for n = 1..8, but only these have vector code: 5/8 to 7/8 take longer than 8/8.
-DCT_EIGHTHS = (1, 2, 4, 8)
+# libjpeg-turbo scales the DCT by n/8 for n = 1..8, but only these have vector code: 5/8 to 7/8 take longer than 8/8.
+DCT_SCALES = (1, 2, 4, 8)
 _EXIF_ORIENTATION = 0x0112
 _SCRATCH_BYTES = 16_000_000
 _scratch = threading.local()
@@ -56,14 +56,14 @@ class EncodedImage:
         return (height, width) if self.orientation >= 5 else (width, height)
 
     @property
-    def shrinks(self) -> bool:
-        """Whether :func:`decode` can shrink it: JPEG in grey or colour, but not CMYK."""
+    def has_dct_scaling(self) -> bool:
+        """Whether :func:`decode` can scale it in the DCT domain: gray or color JPEG, but not CMYK."""
         return self.image.format in ("JPEG", "MPO") and self.image.mode in ("L", "RGB")
 
     @property
     def is_plain(self) -> bool:
-        """Whether any JPEG decoder gives the same upright image: grey or colour, not to be turned, its end there."""
-        return self.shrinks and self.orientation == 1 and not _is_cut(self.data)
+        """Whether any JPEG decoder gives the same upright image: gray or color, not to be rotated, not truncated."""
+        return self.has_dct_scaling and self.orientation == 1 and not _is_truncated(self.data)
 
 
 def open_image(data: bytes) -> EncodedImage:
@@ -84,7 +84,7 @@ def open_image(data: bytes) -> EncodedImage:
     except Image.UnidentifiedImageError as error:
         raise DamagedImageError("unknown format", f"allowed are {', '.join(IMAGE_FORMATS)}") from error
     except (OSError, ValueError, SyntaxError) as error:
-        raise DamagedImageError("truncated" if _is_cut(data) else "bad header", str(error)) from error
+        raise DamagedImageError("truncated" if _is_truncated(data) else "bad header", str(error)) from error
     if image.width * image.height > MAX_IMAGE_PIXELS:
         raise DamagedImageError("too large", f"{image.width} x {image.height} pixels, allowed are {MAX_IMAGE_PIXELS}")
     return EncodedImage(data, image, _orientation(image))
@@ -97,13 +97,13 @@ def _orientation(image: Image.Image) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of broken metadata
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # metadata is free-form: whatever is wrong with it, the pixels may be fine
+    except Exception:  # metadata is free-form, and the pixels may be fine whatever is wrong with it
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Returns a view of (H, W, 3) pixels turned as EXIF ``orientation`` (1 to 8) asks; 5 to 8 swap H and W."""
+    """Returns a view of (H, W, 3) pixels rotated as EXIF ``orientation`` (1 to 8) says; 5 to 8 swap H and W."""
     if orientation in (3, 4, 6, 7):
         pixels = pixels[::-1]
     if orientation in (2, 3, 7, 8):
@@ -111,42 +111,43 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels.swapaxes(0, 1) if orientation >= 5 else pixels
 
 
-def dct_eighths(width: int, height: int, size: int) -> int:
-    """Returns the n of the strongest shrinking n/8 that leaves a ``width`` x ``height`` box at least ``size`` pixels
+def dct_scale(width: int, height: int, size: int) -> int:
+    """Returns the n of the smallest DCT scaling n/8 that leaves a ``width`` x ``height`` box at least ``size`` pixels
     on both sides, 8 if there is none."""
-    return next((n for n in DCT_EIGHTHS if min(width, height) * n >= 8 * size), 8)
+    return next((n for n in DCT_SCALES if min(width, height) * n >= 8 * size), 8)
 
 
-def decode(encoded: EncodedImage, eighths: int = 8) -> np.ndarray:
+def decode(encoded: EncodedImage, scale: int = 8) -> np.ndarray:
     """Decodes an image to upright (H, W, 3) uint8 RGB.
 
     Args:
         encoded: from :func:`open_image`.
-        eighths: n in 1..8; an image that :attr:`EncodedImage.shrinks` comes out at ceil(n/8) of its size, others whole.
+        scale: n in 1..8; an image that :attr:`EncodedImage.has_dct_scaling` is decoded to ceil(n/8) of its size, others
+            to the whole.
 
     Returns:
-        Pixels that are valid until the next call in this thread (the memory is used again: fresh memory for each
-        image costs a fifth of the time of decoding it).
+        Pixels that are valid until the next call in this thread, which uses the same memory (to allocate it for each
+        image takes a fifth of the time of decoding).
 
     Raises:
         DamagedImageError: "truncated" or "corrupt".
     """
-    pixels = _decode_jpeg(encoded, eighths) if encoded.shrinks else _decode_with_pillow(encoded)
+    pixels = _decode_jpeg(encoded, scale) if encoded.has_dct_scaling else _decode_with_pillow(encoded)
     return upright(pixels, encoded.orientation)
 
 
-def _decode_jpeg(encoded: EncodedImage, eighths: int) -> np.ndarray:
-    width, height = (math.ceil(side * eighths / 8) for side in encoded.image.size)
+def _decode_jpeg(encoded: EncodedImage, scale: int) -> np.ndarray:
+    width, height = (math.ceil(side * scale / 8) for side in encoded.image.size)
     try:
         return simplejpeg.decode_jpeg(
             encoded.data, "RGB", min_width=width, min_height=height, buffer=_buffer(3 * width * height)
         )
     except ValueError as error:
         message = str(error)
-    # Strict decoding also objects to a few stray bytes between intact data and the end marker, which cameras and
-    # web services write: the picture is whole, so Pillow decodes it.
+    # Strict decoding also refuses a few stray bytes between intact data and the end marker, which cameras and web
+    # services write: the image is complete, so Pillow decodes it.
     if "extraneous bytes before marker 0xd9" not in message:
-        raise DamagedImageError("truncated" if _is_cut(encoded.data) else "corrupt", message)
+        raise DamagedImageError("truncated" if _is_truncated(encoded.data) else "corrupt", message)
     return _decode_with_pillow(encoded)
 
 
@@ -158,7 +159,7 @@ def _buffer(num_bytes: int) -> bytearray | None:
     return _scratch.buffer
 
 
-def _is_cut(data: bytes) -> bool:
+def _is_truncated(data: bytes) -> bool:
     """Whether the end that JPEG, PNG or WebP data must have is missing."""
     if data.startswith(b"\xff\xd8"):
         return not data.rstrip(b"\0\r\n").endswith(b"\xff\xd9")
@@ -172,12 +173,12 @@ def _decode_with_pillow(encoded: EncodedImage) -> np.ndarray:
     try:
         image.load()
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise DamagedImageError("truncated" if _is_cut(encoded.data) else "corrupt", str(error)) from error
+        raise DamagedImageError("truncated" if _is_truncated(encoded.data) else "corrupt", str(error)) from error
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64).clip(0, 65535)
         return np.repeat(((values + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode == "CMYK" and "adobe" not in image.info:
-        image = ImageChops.invert(image)  # Pillow takes all CMYK for Adobe's, which counts paper where others count ink
+        image = ImageChops.invert(image)  # Pillow takes all CMYK for Adobe's, whose values are inverted
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)

@@ -1,4 +1,4 @@
-"""Detection images: COCO annotations as dataset dicts, and a train loader whose order survives a resume."""
+"""Detection images: COCO annotations as dataset dicts, and a train loader that resumes at any iteration."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_api
+from torch.utils.data import Sampler
 
 from wsl_d2.coco import CocoError, read_coco
 from wsl_d2.data.order.sampler import PositionSampler
 
 
 def load_coco_dataset(json_file: str | Path, image_root: str | Path, dataset_name: str) -> list[dict]:
-    """Returns the dataset dicts that Detectron2's ``load_coco_json`` returns, also of files that it cannot read.
+    """Returns the dataset dicts that Detectron2's ``load_coco_json`` returns, but also for files that it cannot read.
 
     Sets the dataset's ``thing_classes`` and ``thing_dataset_id_to_contiguous_id``. Images keep the ids of the file.
 
@@ -50,7 +51,7 @@ def load_coco_dataset(json_file: str | Path, image_root: str | Path, dataset_nam
             if mask is not None:
                 is_uncompressed = isinstance(mask, dict) and isinstance(mask["counts"], list)
                 item["segmentation"] = mask_api.frPyObjects(mask, *mask["size"]) if is_uncompressed else mask
-            if "keypoints" in row:  # of pixels -> of the plane in which a pixel's centre is at one half
+            if "keypoints" in row:  # of pixels -> of the plane, where a pixel's center is at one half
                 item["keypoints"] = [v if n % 3 == 2 else v + 0.5 for n, v in enumerate(row["keypoints"])]
             objects.append(item | {"bbox_mode": BoxMode.XYWH_ABS, "category_id": number_of[row["category_id"]]})
         dataset.append(
@@ -67,11 +68,15 @@ def load_coco_dataset(json_file: str | Path, image_root: str | Path, dataset_nam
     return dataset
 
 
+class _DetectionSampler(PositionSampler, Sampler):
+    """The type that Detectron2's loaders ask for."""
+
+
 def build_resumable_detection_train_loader(cfg, start_iteration: int = 0):
     """Builds Detectron2's detection loader over a sampler that can start at any iteration.
 
-    Detectron2's own sampler begins its stream anew on every resume, so that an interrupted run sees the first
-    images again and never the others.
+    Detectron2's own sampler restarts its stream on every resume: an interrupted run sees the first images again and
+    never the last ones.
 
     Args:
         cfg: Detectron2's keys; ``DATALOADER.SAMPLER_TRAIN`` must be "TrainingSampler" to get the resumable order.
@@ -92,7 +97,7 @@ def build_resumable_detection_train_loader(cfg, start_iteration: int = 0):
     except AssertionError as error:  # Detectron2's
         raise CocoError(f"DATASETS.TRAIN {names}: {error}.") from error
     _check_dataset(cfg, dataset, names)
-    sampler = PositionSampler(
+    sampler = _DetectionSampler(
         np.ones(len(dataset)),
         seed=max(0, cfg.SEED),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,

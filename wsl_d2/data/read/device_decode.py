@@ -1,8 +1,8 @@
-"""JPEG that crosses to the training device encoded, and is decoded and cropped there (``INPUT.DECODING device``).
+"""JPEG that is copied to the training device encoded, and decoded and cropped there (``INPUT.DECODING device``).
 
-The crops are those of "exact" up to the decoder's rounding. Whatever is no plain JPEG, and test images, are cropped by
-the workers as in "exact". The device's decoder is more lenient than theirs: what it makes of a stream that is corrupt
-in the middle counts as an image; verify the shards to find these.
+The crops are those of "exact" up to the decoder's rounding. Images that are not plain JPEG, and test images, are
+cropped by the workers as in "exact". The device's decoder is less strict than theirs: it returns an image also for a
+stream that is corrupt in the middle; verify the shards to find these.
 
 Shapes: a batch of N crops of S x S pixels.
 """
@@ -21,7 +21,7 @@ from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
 
 @dataclass
 class EncodedCrop:
-    """What is to become of an encoded image.
+    """An encoded image, and the crop to make of it.
 
     Args:
         data: JPEG bytes.
@@ -39,7 +39,7 @@ class EncodedCrop:
 
 
 class EncodedBatch:
-    """N crops, encoded or as pixels, in three tensors that cross processes and devices cheaply.
+    """N crops, encoded or as pixels, in three tensors that are cheap to hand to other processes and devices.
 
     Args:
         crops: each an :class:`EncodedCrop`, at least one, or pixels (3, S, S) uint8; all of one size and channel order.
@@ -71,7 +71,7 @@ class EncodedBatch:
         """Decodes, crops, resizes and mirrors on ``device``.
 
         Returns:
-            (M, 3, S, S) uint8 there, their M numbers in the batch, and number -> reason of those that are damaged.
+            (M, 3, S, S) uint8 there, their M numbers in the batch, and number -> reason for the damaged ones.
         """
         device = torch.device(device)
         parts = self.data.tensor_split(self.ends[:-1])
@@ -116,7 +116,7 @@ def decode_batch(batch: dict, device: torch.device | str) -> dict:
     Images that turn out to be damaged are left out, and listed under "skipped".
 
     Raises:
-        DamagedImageError: none of the images is left.
+        DamagedImageError: all of the images are damaged.
     """
     if not isinstance(batch["image"], EncodedBatch):
         return batch

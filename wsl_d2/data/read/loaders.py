@@ -26,7 +26,7 @@ from wsl_d2.data.read.mapper import HashtagMapper
 from wsl_d2.errors import UserError
 
 MAX_FULLY_SHUFFLED_IMAGES = 200_000_000
-_READS_AHEAD = 4  # shards of a store copied at a time by each process
+_PREFETCHED_SHARDS = 4  # shards of a store copied at a time by each process
 
 
 def collate(samples: list[dict]) -> dict:
@@ -57,7 +57,7 @@ def get_hashtag_dataset(name: str) -> HashtagDataset:
     dataset = DatasetCatalog.get(name)
     if not isinstance(dataset, HashtagDataset):
         raise UserError(
-            f"dataset {name!r} is no hashtag dataset; register it through DATASETS.HASHTAG_FOLDERS or "
+            f"dataset {name!r} is not a hashtag dataset; register it through DATASETS.HASHTAG_FOLDERS or "
             "wsl_d2.data.register_hashtag_dataset."
         )
     return dataset
@@ -81,7 +81,7 @@ def training_dataset(cfg) -> HashtagDataset:
 
 
 def _shard_totals(cfg, dataset: HashtagDataset) -> np.ndarray | None:
-    """The sums of repeat factors of all shards; read by one process for all."""
+    """The sums of repeat factors of all shards; computed by one process for all."""
     resampling = cfg.DATALOADER.RESAMPLING
     totals = None
     if comm.is_main_process():
@@ -121,8 +121,8 @@ def build_sampler(cfg, dataset: HashtagDataset) -> HashtagSampler:
     )
 
 
-class _ReadAhead:
-    """Copies the shards of coming draws from a store while the ones before them are in use."""
+class _ShardPrefetcher:
+    """Prefetches the shards of the next draws from a store while the current ones are in use."""
 
     def __init__(self, dataset: HashtagDataset):
         self.dataset = dataset
@@ -131,11 +131,11 @@ class _ReadAhead:
 
     def __call__(self, shards: np.ndarray) -> None:
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(_READS_AHEAD, thread_name_prefix="read-ahead")
+            self._pool = ThreadPoolExecutor(_PREFETCHED_SHARDS, thread_name_prefix="prefetch")
         new = [shard for shard in shards.tolist() if shard not in self._asked]
         self._asked = dict.fromkeys(shards.tolist())
         for shard in new:
-            # A failure is not lost: the worker that needs the shard tries again and raises it.
+            # A failure is not lost: the worker that reads the shard tries again, and raises it.
             self._pool.submit(self.dataset.fetch, shard)
 
 
@@ -153,17 +153,17 @@ class _BatchSampler:
 
 
 class WorkerError(UserError, RuntimeError):
-    """A worker process of a loader has died or does not answer."""
+    """A worker process of a loader has died or hangs."""
 
 
 @contextlib.contextmanager
 def name_dead_workers() -> Iterator[None]:
-    """Turns what torch raises when a worker process dies or hangs into one kind of error.
+    """Turns torch's errors about worker processes that die or hang into one kind of error.
 
-    A death may come to light anywhere in the main process, since torch raises it when the system's signal arrives.
+    Such an error may appear anywhere in the main process, since torch raises it from a signal handler.
 
     Raises:
-        WorkerError: a worker process has died, or gave nothing for DATALOADER.TIMEOUT_SECONDS.
+        WorkerError: a worker process has died, or returned nothing for DATALOADER.TIMEOUT_SECONDS.
     """
     try:
         yield
@@ -176,7 +176,7 @@ def name_dead_workers() -> Iterator[None]:
                 "store does not answer. Start again with --resume."
             ) from error
         died = message.startswith("DataLoader worker") and ("exited unexpectedly" in message or "killed by" in message)
-        # Others are raised by the dataset, and handed on by a living worker, or have nothing to do with the loader.
+        # Others were raised by the dataset in a living worker, or have nothing to do with the loader.
         if not died and (isinstance(error, RuntimeError) or "DataLoader worker" in message):
             raise
         raise WorkerError(
@@ -186,7 +186,7 @@ def name_dead_workers() -> Iterator[None]:
 
 
 class _WorkerLoader(DataLoader):
-    """A DataLoader that ends with one kind of error, WorkerError, whenever a worker process dies or hangs."""
+    """A DataLoader that raises WorkerError whenever a worker process dies or hangs."""
 
     def __iter__(self) -> Iterator[dict]:  # type: ignore[override]
         with name_dead_workers():
@@ -194,12 +194,12 @@ class _WorkerLoader(DataLoader):
             try:
                 yield from iterator
             finally:
-                if hasattr(iterator, "_shutdown_workers"):  # at once; waiting for the garbage collector takes seconds
+                if hasattr(iterator, "_shutdown_workers"):  # now: the garbage collector may take seconds
                     iterator._shutdown_workers()
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Keeps a worker alive when Ctrl-C or a scheduler signals all processes: the main one still saves its state."""
+def _ignore_signals(worker: int) -> None:
+    """Keeps a worker alive when Ctrl-C or a scheduler signals all processes: the main process still has to save."""
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
@@ -213,8 +213,8 @@ def _worker_options(cfg) -> dict:
         "pin_memory": torch.cuda.is_available(),
         "prefetch_factor": cfg.DATALOADER.PREFETCH_BATCHES if num_workers else None,
         "timeout": cfg.DATALOADER.TIMEOUT_SECONDS if num_workers else 0,
-        "worker_init_fn": _leave_signals_to_the_main_process,
-        "generator": torch.Generator(),  # of the workers' seeds, which nothing uses; the global one is the model's
+        "worker_init_fn": _ignore_signals,
+        "generator": torch.Generator(),  # for the workers' seeds, which nothing uses; the global one is the model's
     }
 
 
@@ -223,14 +223,14 @@ def build_hashtag_train_loader(cfg, dataset: HashtagDataset, sampler: HashtagSam
 
     Args:
         cfg: reads DATALOADER, SOLVER.IMS_PER_BATCH and SOLVER.IMS_PER_MICRO_BATCH, which says how many images are
-            delivered at a time (0: the process's whole share of a batch).
+            delivered at a time (0: all that this process has of a batch).
         dataset: of :func:`training_dataset`.
         sampler: of :func:`build_sampler`; its ``start_iteration`` is the first iteration to deliver.
 
     Taking a batch raises :class:`WorkerError` if a worker process died, as when the system ran out of memory, or hangs.
     """
     if dataset.store.is_remote:
-        sampler.on_shards = _ReadAhead(dataset)
+        sampler.on_shards = _ShardPrefetcher(dataset)
     size = cfg.SOLVER.IMS_PER_MICRO_BATCH or cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     return _WorkerLoader(
         dataset,

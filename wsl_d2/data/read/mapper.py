@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as TF
 
-from wsl_d2.data.read.decode import DamagedImageError, EncodedImage, dct_eighths, decode, decode_image, open_image
+from wsl_d2.data.read.decode import DamagedImageError, EncodedImage, dct_scale, decode, decode_image, open_image
 from wsl_d2.data.read.device_decode import EncodedCrop
 
 __all__ = ["DECODINGS", "DamagedImageError", "HashtagMapper", "decode_image", "sample_crop"]
@@ -24,7 +24,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 def sample_crop(
     rng: np.random.Generator, width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Samples the box of a RandomResizedCrop, as torchvision's ``get_params``: ten tries, then a centre crop.
+    """Samples the box of a RandomResizedCrop, as torchvision's ``get_params``: ten tries, then a center crop.
 
     Returns:
         (left, top, right, bottom) in pixels.
@@ -43,15 +43,15 @@ def sample_crop(
 
 
 def crop_fast(encoded: EncodedImage, box: Box, size: int) -> np.ndarray:
-    """Crops ``box`` and resizes it, with JPEG shrunk while decoding as far as the crop keeps ``size`` pixels.
+    """Crops ``box`` and resizes it, with JPEG decoded at the smallest DCT scaling that keeps ``size`` pixels.
 
-    The box is rounded to the pixels of the shrunken image. Returns (3, size, size) uint8.
+    The box is rounded to the pixels of the scaled image. Returns (3, size, size) uint8.
     """
     left, top, right, bottom = box
-    eighths = dct_eighths(right - left, bottom - top, size) if encoded.shrinks else 8
-    pixels = decode(encoded, eighths)
-    left, top = round(left * eighths / 8), round(top * eighths / 8)
-    right, bottom = max(left + 1, round(right * eighths / 8)), max(top + 1, round(bottom * eighths / 8))
+    scale = dct_scale(right - left, bottom - top, size) if encoded.has_dct_scaling else 8
+    pixels = decode(encoded, scale)
+    left, top = round(left * scale / 8), round(top * scale / 8)
+    right, bottom = max(left + 1, round(right * scale / 8)), max(top + 1, round(bottom * scale / 8))
     crop = pixels[top:bottom, left:right]
     if min(crop.strides) < 0:
         crop = np.ascontiguousarray(crop)
@@ -68,8 +68,8 @@ def crop_exact(encoded: EncodedImage, box: Box, size: int) -> np.ndarray:
     return _planes(crop.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def centre_exact(encoded: EncodedImage, short_side: int, size: int) -> np.ndarray:
-    """Resizes the short side and crops the centre, bit for bit as torchvision does with a Pillow image."""
+def center_exact(encoded: EncodedImage, short_side: int, size: int) -> np.ndarray:
+    """Resizes the short side and crops the center, bit for bit as torchvision does with a Pillow image."""
     image = TF.resize(Image.fromarray(decode(encoded)), [short_side], TF.InterpolationMode.BILINEAR)
     return _planes(TF.center_crop(image, [size, size]))
 
@@ -138,18 +138,22 @@ class HashtagMapper:
 
     @property
     def settings(self) -> dict:
-        """All that decides a crop, beside its seed."""
+        """Everything that determines a crop, beside its seed."""
         return dict(vars(self))
 
     def __call__(self, data: bytes, rng: np.random.Generator | None = None) -> np.ndarray | EncodedCrop:
-        """Returns the crop as (3, H, W) uint8, or what is left to be done; ``rng`` is needed in training only.
+        """Returns the crop as (3, H, W) uint8, or what device_decode.py makes it from.
+
+        Args:
+            data: the encoded image.
+            rng: of the crop; needed in training only.
 
         Raises:
             DamagedImageError: the bytes are no usable image.
         """
         encoded = open_image(data)
         pixels = (
-            self._training_crop(encoded, rng) if self.is_train else centre_exact(encoded, self.short_side, self.size)
+            self._training_crop(encoded, rng) if self.is_train else center_exact(encoded, self.short_side, self.size)
         )
         if isinstance(pixels, EncodedCrop):
             return pixels

@@ -1,7 +1,7 @@
-"""Where shards are read from: a local folder, or an object store through fsspec with a bounded local cache.
+"""Where shards are read from: a local folder, or an object store through fsspec with a bounded local shard cache.
 
-A file of a store is copied whole into the cache, once for all processes of a machine; it is kept only if its size and
-checksum are right. The shards used longest ago make room for new ones.
+A file of a store is copied whole into the cache, once for all processes of a machine, and its checksum is verified. The
+least recently used shards are evicted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from wsl_d2.data.remote import StoreBusyError, StoreUnreachableError, is_url, open_file_system, retry
 from wsl_d2.errors import ShardError
-from wsl_d2.files import cache_folder, sha256_of
+from wsl_d2.files import cache_folder, open_atomically, sha256_of
 
 
 class ShardStore:
@@ -26,7 +26,7 @@ class ShardStore:
 
     Args:
         folder: a path, or a URL of fsspec such as ``s3://bucket/train`` or ``https://host/train``.
-        cache_bytes: of shards from a store kept on this machine; at least as large as those in use at a time.
+        cache_bytes: size of the shard cache of this machine; at least that of the shards in use at a time.
         attempts: to read a file of a store, with waits in between that double.
 
     Attributes:
@@ -61,7 +61,7 @@ class ShardStore:
             fresh: copy it again even if it is there.
 
         Raises:
-            ShardError: the store does not have it, or did not give it whole in any attempt.
+            ShardError: the store does not have it, or all attempts to copy it failed.
         """
         path = self.folder / name
         if not self.is_remote:
@@ -74,34 +74,30 @@ class ShardStore:
         return path
 
     def _copy(self, name: str, path: Path, sha256: str | None) -> None:
-        partial = path.with_name(f"{name}.partial-{os.getpid()}")
-
         def copy() -> None:
-            self._file_system().get_file(self.place(name), str(partial))
-            if problem := _problem_of(partial, name, sha256):
+            self._file_system().get_file(self.place(name), file.name)
+            if problem := _problem_of(file.name, name, sha256):
                 raise StoreBusyError(problem)
 
         try:
-            retry(copy, self.place(name), self.attempts)
-            if name.endswith(".tar"):
-                self._make_room(partial.stat().st_size)
-            os.replace(partial, path)
+            with open_atomically(path) as file:
+                retry(copy, self.place(name), self.attempts)
+                if name.endswith(".tar"):
+                    self._evict(os.path.getsize(file.name))
         except (FileNotFoundError, PermissionError, StoreBusyError, StoreUnreachableError) as error:
             raise ShardError(f"{error}.") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _file_system(self) -> Any:
         if self._connection is None or self._connection[0] != os.getpid():
             self._connection = (os.getpid(), open_file_system(self.location))
         return self._connection[1]
 
-    def _make_room(self, num_bytes: int) -> None:
+    def _evict(self, num_bytes: int) -> None:
         entries = []
         for path in self.folder.glob("*.tar"):
             try:
                 status = path.stat()
-            except FileNotFoundError:  # another process made room
+            except FileNotFoundError:  # evicted by another process
                 continue
             entries.append((status.st_mtime, status.st_size, path))
         total = sum(size for _, size, _ in entries)
@@ -112,7 +108,7 @@ class ShardStore:
             total -= size
 
 
-def _problem_of(path: Path, name: str, sha256: str | None) -> str:
+def _problem_of(path: str, name: str, sha256: str | None) -> str:
     """What is wrong with a copy, "" if nothing."""
     if sha256 is not None:
         found = sha256_of(path)

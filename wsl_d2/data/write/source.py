@@ -1,6 +1,6 @@
-"""What a dataset is being made from: noted in its folder before anything else is written, compared at every later call.
+"""What a dataset is made from: recorded in its folder before anything else is written, compared at every later call.
 
-So a call that aims at the wrong folder is refused while nothing has been touched, and an interrupted one goes on.
+So a call with the wrong folder is refused before it changes anything, and an interrupted call can be repeated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NAME = "source.json"
 
 
 def claim_folder(folder: str | Path, facts: dict[str, Any]) -> None:
-    """Makes a folder the place of one dataset.
+    """Reserves a folder for one dataset.
 
     Args:
         folder: of the dataset to be made; created if it is not there.
@@ -43,7 +43,7 @@ def claim_folder(folder: str | Path, facts: dict[str, Any]) -> None:
             )
         return
     if folder.exists() and not folder.is_dir():
-        raise ShardError(f"{folder} is no folder; choose another one.")
+        raise ShardError(f"{folder} is not a folder; choose another one.")
     for found_path in (*sorted(folder.glob("*.tar")), folder / MANIFEST):
         if found_path.exists() or found_path.is_symlink():
             raise ShardError(

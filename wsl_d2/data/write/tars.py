@@ -85,7 +85,7 @@ def index_shards(
     found = run_parts(_index_one, tars, shared, workers=workers, unit="shard", total=len(tars))
     if problems := sorted(problem for problem in found if problem):
         raise ShardError(
-            f"{len(problems)} of {len(tars)} tars cannot be used: {shorten_list(problems)} Mend them or move them "
-            "elsewhere."
+            f"{len(problems)} of {len(tars)} tars cannot be used: {shorten_list(problems)} Repair them or move "
+            "them elsewhere."
         )
     return finish_dataset(folder, vocabulary)

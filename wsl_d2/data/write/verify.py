@@ -29,13 +29,13 @@ class ShardReport:
 
     Attributes:
         name: of the tar.
-        problem: "missing", "empty", "cut off", "too long", "altered", "no index", "damaged index", "index of other
+        problem: "missing", "empty", "truncated", "too long", "altered", "no index", "damaged index", "index of other
             images", "no labels", "damaged labels", "labels of another vocabulary", "other labels", "not in the
             manifest", "unreadable", or "".
         detail: more of it.
         num_images: labelled images looked at.
-        damaged: (key, reason) of those that cannot be decoded, and of those that are no longer what was indexed.
-        stamp: sizes and times of the files, by which an unchanged shard is recognised.
+        damaged: (key, reason) of those that cannot be decoded, and of those that are not what was indexed.
+        stamp: sizes and times of the files, by which an unchanged shard is recognized.
     """
 
     name: str
@@ -90,7 +90,7 @@ def _check_files(shard: _Shard, path: Path, report: ShardReport) -> tuple[ShardI
         return None
     size = path.stat().st_size
     if size != shard.num_bytes:
-        report.problem = "empty" if size == 0 else "cut off" if size < shard.num_bytes else "too long"
+        report.problem = "empty" if size == 0 else "truncated" if size < shard.num_bytes else "too long"
         report.detail = f"{size} bytes, the manifest says {shard.num_bytes}"
     elif (found := sha256_of(path)) != shard.sha256:
         report.problem, report.detail = "altered", f"SHA-256 {found}, the manifest says {shard.sha256}"
@@ -199,7 +199,7 @@ def _known_reports(path: Path, facts: list) -> dict[tuple[str, str], ShardReport
     return known
 
 
-def summarise(reports: list[ShardReport]) -> dict:
+def summarize(reports: list[ShardReport]) -> dict:
     """Returns counts: of shards by problem, and of images by damage."""
     return {
         "shards": len(reports),

@@ -1,7 +1,8 @@
-"""The one writer of datasets: samples in, tars with their indexes and labels out; parallel, resumable, accounted for.
+"""The one writer of datasets: samples in, tars with their indexes and labels out; parallel, resumable, every sample
+accounted for.
 
-Each shard takes four steps: its rejected samples are noted, then come the tar, the index and the labels, which are the
-sign that all of it is there. Nothing is read again after it was written.
+Of each shard, the tar is written first, then the list of rejected samples, the index, and last the labels, which mark
+it as complete. Nothing is read again after it was written.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Sample = tuple[str, bytes, dict]
 
 
 class TemporarilyRejected(ValueError):
-    """The reason why a sample cannot be had now; a later call tries again."""
+    """The reason why a sample is not available now; a later call tries again."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def write_dataset(
     for counts in run_parts(write_part, noted(), writing, workers=workers, unit="shard", total=total):
         account += counts
     if surplus := {path.name for path in output.glob("*.tar")} - names:
-        raise ShardError(f"{output / min(surplus)} is no shard of this dataset; choose an empty folder.")
+        raise ShardError(f"{output / min(surplus)} is not a shard of this dataset; choose an empty folder.")
     if not account["written"]:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(account.items())) or "there was none"
         raise ShardError(f"{output}: 0 images could be written ({reasons}).")
