@@ -146,7 +146,7 @@ def install_detectron2(environment: Environment, choice: str) -> None:
         )
         shutil.rmtree(site_packages / "detectron2", ignore_errors=True)
         if choice == "source":
-            advice = "It needs git, a C++ compiler and access to its repository; plain `make setup` installs a wheel instead."
+            advice = "It needs git, a C++ compiler and access to its repository; `make setup` installs a wheel instead."
             environment.pip("--no-deps", "--no-build-isolation", DETECTRON2_SOURCE, advice=advice)
         else:
             foreign = ("--only-binary=:all:", "--python-version", "3.10", "--implementation", "cp")
