@@ -25,7 +25,7 @@ def _outline(image: np.ndarray, mask: np.ndarray, color: str) -> None:
     image[mask] = (0.55 * image[mask] + 0.45 * rgb).astype(np.uint8)
 
 
-def draw_objects(path: Path, objects: list[dict], names: dict[int, str], enlarge: float = 2.5) -> bytes:
+def draw_objects(path: str | Path, objects: list[dict], names: dict[int, str], enlarge: float = 2.5) -> bytes:
     """Returns a PNG of an image with boxes, masks and class names.
 
     Args:
@@ -70,7 +70,8 @@ def draw_objects(path: Path, objects: list[dict], names: dict[int, str], enlarge
     return buffer.getvalue()
 
 
-def _picture(png: bytes) -> str:
+def picture(png: bytes) -> str:
+    """Returns a picture of :func:`draw_objects` as HTML."""
     buffer = io.BytesIO()
     Image.open(io.BytesIO(png)).convert("RGB").save(buffer, "JPEG", quality=85)
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
@@ -103,5 +104,5 @@ def picture_rows(comparison: dict, image_folder: Path, image_ids: list) -> str:
         ]
         cells = [draw_objects(path, objects, names)]
         cells += [draw_objects(path, found.get(info["id"], []), names) for found in detections.values()]
-        rows.append("<tr>" + "".join(f"<td>{_picture(cell)}</td>" for cell in cells) + "</tr>")
+        rows.append("<tr>" + "".join(f"<td>{picture(cell)}</td>" for cell in cells) + "</tr>")
     return "\n".join(rows)
