@@ -191,7 +191,9 @@ def test_the_report_of_a_vocabulary(tmp_path):
     assert facts["num_pairs"] == 170 and facts["mapped_pairs"] == 73 and facts["num_labels"] == 80
     assert facts["dropped_pairs"] == {"not in WordNet": 90, "not in the vocabulary": 5, "brand": 2}
     assert [row["images"] for row in facts["head"]] == [70, 3]
-    assert (tmp_path / "report" / "vocabulary.png").stat().st_size > 5000
+    page = (tmp_path / "report" / "vocabulary.html").read_text()
+    assert "42.9% of 170 pairs of image and hashtag have a label, of 2 of the 80 labels." in page
+    assert page.count("<title>") == 3 and "<td>#dog (n02084071)</td>" in page and "#tbt" in page
 
 
 def test_the_report_names_the_papers_size_and_the_reason_for_a_difference(wordnet):
@@ -199,3 +201,4 @@ def test_the_report_names_the_papers_size_and_the_reason_for_a_difference(wordne
     assert (facts["num_labels"], facts["num_hashtags"], facts["paper_size"]) == (1000, 1806, 1500)
     assert "about 1,500 hashtags; the paper kept hashtags that occur" in format_description(facts)
     assert sorted(facts["ambiguous"]["crane"]) == ["n02012849", "n03126707"]
+    assert "  polecat: n02443114 #polecat, n02445715 #skunk" in format_description(facts)
