@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from command_line import wsl_d2
 
+from wsl_d2.analysis.records import RunError
 from wsl_d2.cli.main import build_parser
 from wsl_d2.report.study import analyse, format_text, write_report
 from wsl_d2.study.runner import describe_plan, run_locally, run_on_cluster
@@ -252,7 +253,7 @@ def test_a_sweep_in_which_all_diverge_has_no_best(toy, tmp_path):
     study = Study.load(toy)
     (item,), text, _ = written(study, toy_rows(study, lambda n, size, seed: 1 if size == "small" else None), tmp_path)
     assert item["lines"][1]["best"] is None and "large none" in text
-    with pytest.raises(StudyError, match="no run has both n and score"):
+    with pytest.raises(RunError, match="no run has both n and score"):
         analyse(study, toy_rows(study, lambda **values: None))
 
 

@@ -73,7 +73,7 @@ def _with_interval(gain: dict, metric: str = "AP", interval: list[float] | None 
     if gain["gain"] != gain["gain"]:
         return _WITHOUT.get(metric, "no objects")
     low, high = interval or shown_interval(gain)
-    return f"{gain['gain']:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{gain['gain']:+.1f} [{low:+.1f},\u00a0{high:+.1f}]"
 
 
 def _p_value(value: float | None) -> str:

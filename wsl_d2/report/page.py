@@ -14,14 +14,14 @@ from PIL import Image
 STYLE = """
 :root{color-scheme:light;--ink:#1a1a1a;--paper:#fff;--line:#d5d5d5;--soft:#f1f3f5;--quiet:#595959;--shade:#0005}
 @media screen and (prefers-color-scheme:dark){
-:root{color-scheme:dark;--ink:#e6e6e6;--paper:#151719;--line:#3d4145;--soft:#22262a;--quiet:#a8adb2;--shade:#000d}}
+:root{color-scheme:dark;--ink:#e6e6e6;--paper:#151719;--line:#3d4145;--soft:#22262a;--quiet:#a8adb2;--shade:#fff5}}
 *{box-sizing:border-box}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1100px;margin:0 auto;
 padding:1rem}
 h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem;
-border-bottom:1px solid var(--line)}h3{font-size:1rem;margin:1.2rem 0 .3rem}
-.headline{font-size:1.25rem;line-height:1.4;margin:.6rem 0}.quiet,figcaption,caption{color:var(--quiet);font-size:.9rem}
-p,li,figcaption,h1,h2,h3{overflow-wrap:anywhere}
+border-bottom:1px solid var(--line)}
+.headline{font-size:1.25rem;line-height:1.4;margin:.6rem 0}.quiet,figcaption{color:var(--quiet);font-size:.9rem}
+p,li,figcaption,h1,h2{overflow-wrap:anywhere}
 code,pre{font-size:.85rem;white-space:pre-wrap;overflow-wrap:anywhere}
 .scroll{overflow-x:auto;margin:.8rem 0;background:linear-gradient(90deg,var(--paper) 40%,transparent) local 0 0,
 linear-gradient(270deg,var(--paper) 40%,transparent) local 100% 0,
@@ -50,7 +50,7 @@ white-space:nowrap}.box.low b{bottom:auto;top:0}.box.right b{left:auto;right:-2p
 .picture[open] .box{border-width:3px}.picture[open] .box b{font-size:15px;line-height:19px}
 @media(max-width:640px){.wide::before{display:block}th,td{padding:.3rem .45rem}table{font-size:.9rem}}
 @media print{body{max-width:none;font-size:11pt}.scroll{overflow:visible;background:none}.scroll::before{display:none}
-table{font-size:8pt}th,td{white-space:normal;padding:.15rem .3rem}th{min-width:0}h2,h3,.headline{break-after:avoid}
+table{font-size:8pt}th,td{white-space:normal;padding:.15rem .3rem}th{min-width:0}h2,h2+p{break-after:avoid}
 figure,tr{break-inside:avoid}}
 """
 _WIDE = 4  # columns that a phone shows side by side

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from wsl_d2.analysis.gain import shown_interval
 from wsl_d2.report.page import escape
 
 IOU_NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
-INK, LINE, QUIET = "#1a1a1a", "#d5d5d5", "#8a8a8a"
+INK, LINE, PAPER, QUIET = "#1a1a1a", "#d5d5d5", "#fdfdfd", "#8a8a8a"  # all but the last are the page's
 _STYLES = [("#1f77c9", "-", "o"), ("#d1453b", "--", "s"), ("#c77d0a", "-.", "^"), ("#808080", ":", "D"),
            ("#8e5bbf", (0, (5, 1, 1, 1)), "v"), ("#2e9e4f", (0, (1, 1)), "P")]  # fmt: skip
 _HATCHES = ("", "//", "..", "xx", "--", "oo")
@@ -48,12 +49,15 @@ def panel(plots: list[str], shows: str, height: float = 3.3, **settings: Any) ->
         axes = figure.subplots()
         axes.set(**settings)
         yield axes
-        if axes.get_legend_handles_labels()[0]:
+        if names := axes.get_legend_handles_labels()[1]:
             figure.legend(loc="outside upper left", ncols=2)
+            figure.set_figheight(height + 0.18 * math.ceil(len(names) / 2))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor").replace(LINE, "var(--line)")
+    text = text[text.index("<svg") :]
+    for color, name in ((INK, "currentColor"), (LINE, "var(--line)"), (PAPER, "var(--paper)")):
+        text = text.replace(color, name)
     start, end = text.split(">", 1)
     plots.append(f'{start} role="img" aria-label="{escape(shows)}"><title>{escape(shows)}</title>{end}')
 
@@ -83,13 +87,13 @@ def plot_gains(comparison: dict) -> list[str]:
                     if gain["method_interval"]:
                         axis.plot(gain["method_interval"], [y + offset] * 2, "|-", color=color, linewidth=1)
                     axis.plot(gain["interval"], [y + offset] * 2, color=color, linewidth=3)
-                    face = color if metric == "AP" else "white"
+                    face = color if metric == "AP" else PAPER
                     axis.plot(gain["gain"], y + offset, marker, color=color, markerfacecolor=face, markersize=7)
             axis.axvline(0, color=INK, linewidth=1)
             axis.set_yticks(range(len(rows)), [f"{row['candidate']}\n− {row['baseline']}" for row in rows])
             axis.set_ylim(-0.6, len(rows) - 0.4)
             axis.plot([], [], "o", color=INK, label="AP")
-            axis.plot([], [], "s", color=INK, markerfacecolor="white", label="AP50")
+            axis.plot([], [], "s", color=INK, markerfacecolor=PAPER, label="AP50")
     return plots
 
 
@@ -154,7 +158,7 @@ def plot_classes(gains: Mapping[str, dict], title: str, xlabel: str, few: int) -
         for y, name in enumerate(order):
             gain = gains[name]
             color = QUIET if gain["num_objects"] < few else INK
-            face = color if gain["p_value_holm"] < 0.05 else "white"
+            face = color if gain["p_value_holm"] < 0.05 else PAPER
             axis.plot(shown_interval(gain), [y, y], color=color, linewidth=1.5)
             axis.plot(gain["gain"], y, "o", color=color, markerfacecolor=face, markersize=5)
         axis.axvline(0, color=INK, linewidth=1)

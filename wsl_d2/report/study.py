@@ -6,163 +6,28 @@ import csv
 import json
 import math
 import string
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 from tabulate import tabulate
 
 from wsl_d2.analysis.records import without_nan
-from wsl_d2.analysis.scaling import compare_growth, fit_log_linear
+from wsl_d2.analysis.study import analyse_item, ascending
 from wsl_d2.files import write_atomically
 from wsl_d2.report.gains import write_gains
 from wsl_d2.report.page import escape, page, panels, paragraph, table
 from wsl_d2.report.plots import INK, QUIET, log_ticks, panel, style_of
-from wsl_d2.study.study import Cell, Study, StudyError
-
-_ONE_RUN = "one run"  # in place of an interval
-
-
-def mean_interval(values: Iterable[float]) -> tuple[float, float]:
-    """Returns (mean, half width of its 95% interval by Student's t); the half width is NaN for one value, both for
-    none."""
-    array = np.asarray(list(values), float)
-    if len(array) < 2:
-        return float(array.sum()) if len(array) else float("nan"), float("nan")
-    return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
+from wsl_d2.study.study import Cell, Study
 
 
 def analyse(study: Study, rows: list[dict]) -> list[dict]:
     """Works out each item of the study's report from the rows of :meth:`Study.read_results`.
 
     Raises:
-        StudyError: an item has no rows.
+        RunError: an item has no rows.
     """
-    kinds = {"scaling": _scaling, "levels": _levels, "sweep": _sweep}
-    return [
-        kinds[item["kind"]](study, rows, {**item, "labels": study.labels})
-        for item in study.report
-        if item["kind"] in kinds
-    ]
-
-
-def _with(rows: list[dict], axis: str, result: str) -> list[dict]:
-    chosen = [row for row in rows if axis in row and result in row]
-    if not chosen:
-        raise StudyError(f"no run has both {axis} and {result}; the stage of {result} must have the axis {axis}.")
-    return chosen
-
-
-def _values(study: Study, axis: str) -> list:
-    """The values of an axis, numbers ascending."""
-    values = list(study.axes[axis])
-    return sorted(values) if all(isinstance(value, int | float) for value in values) else values
-
-
-def _sweep(study: Study, rows: list[dict], item: dict) -> dict:
-    """Means over all other axes at each x of each series, and its best x: the highest y where no run diverged."""
-    x, series, y = item["x"], item["series"], item["y"]
-    _with(rows, x, y)
-    lines = []
-    for name in study.axes[series]:
-        points = []
-        for number in _values(study, x):
-            here = [row for row in rows if row.get(x) == number and row.get(series) == name]
-            mean, half_width = mean_interval(row[y] for row in here if y in row)
-            diverged = sum(y not in row for row in here)
-            points.append(
-                {"x": number, "mean": mean, "half_width": half_width, "runs": len(here), "diverged": diverged}
-            )
-        whole = [point for point in points if point["runs"] and not point["diverged"]]
-        best = max(whole, key=lambda point: point["mean"], default=None)
-        end = "" if best is None else "lowest" if best is points[0] else "highest" if best is points[-1] else ""
-        lines.append({"series": name, "points": points, "best": best and best["x"], "at_end": end})
-    return {**item, "lines": lines}
-
-
-def _scaling(study: Study, rows: list[dict], item: dict) -> dict:
-    """A straight line over log10(x) for each series, all seeds as points, and the slopes' differences."""
-    x, series, y = item["x"], item["series"], item["y"]
-    lines = []
-    for name in study.axes[series]:
-        members = [row for row in _with(rows, x, y) if row[series] == name]
-        labels = [", ".join(f"{axis}={row[axis]}" for axis in study.axes if axis in row) for row in members]
-        fit = fit_log_linear([row[x] for row in members], [row[y] for row in members], labels)
-        next_decade = 10 * max(row[x] for row in members)
-        value, interval = fit.predict(next_decade)
-        points = []
-        for number in _values(study, x):
-            mean, half_width = mean_interval(row[y] for row in members if row[x] == number)
-            points.append({"x": number, "mean": mean, "half_width": half_width})
-        lines.append(
-            {
-                "series": name,
-                "points": points,
-                "slope_per_decade": fit.slope_per_decade,
-                "slope_interval": fit.slope_interval,
-                "intercept": fit.intercept,
-                "residual_sd": fit.residual_sd,
-                "num_points": fit.num_points,
-                "growth": _compare_growth([row[x] for row in members], [row[y] for row in members]),
-                "prediction": {"x": next_decade, "value": value, "interval": interval},
-            }
-        )
-    differences = []
-    for line in lines[1:]:
-        difference = line["slope_per_decade"] - lines[0]["slope_per_decade"]
-        half = [(one["slope_interval"][1] - one["slope_interval"][0]) / 2 for one in (line, lines[0])]
-        freedom = [one["num_points"] - 2 for one in (line, lines[0])]
-        errors = [width / stats.t.ppf(0.975, df) for width, df in zip(half, freedom, strict=True)]
-        error = float(np.hypot(*errors))
-        pooled = error**4 / sum(e**4 / df for e, df in zip(errors, freedom, strict=True)) if error else 1.0  # Welch
-        width = float(stats.t.ppf(0.975, pooled)) * error
-        differences.append(
-            {
-                "series": line["series"],
-                "than": lines[0]["series"],
-                "slope_difference": difference,
-                "interval": (difference - width, difference + width),
-                "p_value": float(2 * stats.t.sf(abs(difference) / error, pooled)) if error else 0.0,
-            }
-        )
-    return {**item, "lines": lines, "differences": differences}
-
-
-def _compare_growth(numbers: list, results: list) -> dict | None:
-    """Line against curve, None with too few points for it."""
-    if len(set(numbers)) < 4 or len(numbers) < 6:
-        return None
-    return compare_growth(numbers, results)
-
-
-def _levels(study: Study, rows: list[dict], item: dict) -> dict:
-    """Mean of each value of an axis, and its difference from the baseline paired by all other axes."""
-    x, baseline, y = item["x"], item["baseline"], item["y"]
-    members = _with(rows, x, y)
-    others = [axis for axis in study.axes if axis != x and axis in members[0]]
-    base = {tuple(row[axis] for axis in others): row[y] for row in members if row[x] == baseline}
-    levels = []
-    for value in _values(study, x):
-        here = {tuple(row[axis] for axis in others): row[y] for row in members if row[x] == value}
-        mean, half_width = mean_interval(here.values())
-        gains = [here[key] - base[key] for key in here if key in base]
-        difference, difference_half_width = mean_interval(gains)
-        p_value = None
-        if value != baseline and len(gains) > 1 and np.ptp(gains) > 0:
-            p_value = float(stats.ttest_1samp(gains, 0).pvalue)
-        levels.append(
-            {
-                "value": value,
-                "mean": mean,
-                "half_width": half_width,
-                "results": list(here.values()),
-                "difference": difference,
-                "difference_half_width": difference_half_width,
-                "p_value": p_value,
-            }
-        )
-    return {**item, "paired_by": others, "levels": levels}
+    items = [item for item in study.report if item["kind"] != "comparison"]
+    return [analyse_item({**item, "labels": study.labels}, study.axes, rows) for item in items]
 
 
 def format_text(study: Study, analysis: list[dict]) -> str:
@@ -207,7 +72,7 @@ def table_of_item(item: dict) -> tuple[list[str], list[list[str]]]:
     rows = []
     for line in item["lines"]:
         if item["kind"] == "scaling":
-            end = _signed(line["slope_per_decade"], line["slope_interval"])
+            end = _signed(line["slope_per_decade"], *line["slope_interval"])
         else:
             end = "none" if line["best"] is None else f"{line['best']:,}"
         rows.append([str(line["series"]), *map(_mean, line["points"]), end])
@@ -228,18 +93,19 @@ def _mean(point: dict) -> str:
     )
 
 
-def _signed(value: float | None, interval: Iterable[float | None]) -> str:
-    """A difference or slope with its interval, or that it has none."""
+def _signed(value: float | None, low: float | None, high: float | None) -> str:
+    """A difference or slope with its interval, or that it has none; records have None for NaN."""
     if value is None or not math.isfinite(value):
         return "no pair"
-    ends = [end for end in interval if end is not None and math.isfinite(end)]
-    return f"{value:+.1f} " + (f"[{ends[0]:+.1f}, {ends[1]:+.1f}]" if len(ends) == 2 else f"({_ONE_RUN})")
+    if low is None or high is None or not math.isfinite(high):
+        return f"{value:+.1f} (one run)"
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _difference(level: dict) -> str:
     value, width = level["difference"], level["difference_half_width"]
-    ends = () if value is None or width is None else (value - width, value + width)
-    return _signed(value, ends)
+    ends = (None, None) if value is None or width is None else (value - width, value + width)
+    return _signed(value, *ends)
 
 
 def _sentences(item: dict) -> list[str]:
@@ -254,13 +120,11 @@ def _about_levels(item: dict) -> list[str]:
     answer = f"{item['x']} {best['value']} has the highest {y}: {_mean(best)}"
     if best["value"] != baseline:
         answer += f", {_difference(best)} against {baseline}"
-    if len(levels[0]["results"]) < 2:
-        return [
-            f"{answer}.",
-            f"One run of each {item['x']}: no interval; --axis seed=0,1,2 runs more, if the study has it.",
-        ]
-    paired = f"Differences are paired by {', '.join(item['paired_by'])}; ± and brackets are 95% intervals."
-    return [f"{answer}.", paired]
+    if all(len(level["results"]) < 2 for level in levels):
+        note = f"One run of each {item['x']}: no interval; --axis seed=0,1,2 runs more, if the study has it."
+    else:
+        note = f"Differences are paired by {', '.join(item['paired_by'])}; ± and brackets are 95% intervals."
+    return [f"{answer}.", note]
 
 
 def _about_sweep(item: dict) -> list[str]:
@@ -281,11 +145,10 @@ def _about_growth(item: dict) -> list[str]:
     sentences = []
     for line in item["lines"]:
         at = line["prediction"]
-        low, high = at["interval"]
-        between = f" [{low:.1f}, {high:.1f}]" if low is not None and math.isfinite(low) else ""
+        between = "[{:.1f}, {:.1f}]".format(*at["interval"])
         sentences.append(
-            f"{line['series']}: {_signed(line['slope_per_decade'], line['slope_interval'])} {y} per tenfold {x}; a new "
-            f"run with {at['x']:,} would give {at['value']:.1f}{between} if the line went on."
+            f"{line['series']}: {_signed(line['slope_per_decade'], *line['slope_interval'])} {y} per tenfold {x}; a "
+            f"new run with {at['x']:,} would give {at['value']:.1f} {between} if the line went on."
         )
     for line in item["lines"]:
         if (growth := line["growth"]) is not None:
@@ -297,9 +160,11 @@ def _about_growth(item: dict) -> list[str]:
             )
     for row in item["differences"]:
         sentences.append(
-            f"The slope of {row['series']} is {_signed(row['slope_difference'], row['interval'])} steeper than that of "
-            f"{row['than']} (p = {row['p_value']:.3f})."
+            f"The slope of {row['series']} is {_signed(row['slope_difference'], *row['interval'])} steeper than that "
+            f"of {row['than']} (p = {row['p_value']:.3f})."
         )
+    if all(point["runs"] < 2 for line in item["lines"] for point in line["points"]):
+        sentences.append("One run at each place: the intervals are of the scatter about the lines.")
     return sentences
 
 
@@ -337,7 +202,7 @@ def _plot_lines(axis, item: dict) -> None:
     if any(point.get("diverged") for line in item["lines"] for point in line["points"]):
         low, high = axis.get_ylim()
         axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= high])
-        axis.set_ylim(low - 0.1 * (1 + len(item["lines"])) * (high - low), high)
+        axis.set_ylim(low - 0.08 * (1 + len(item["lines"])) * (high - low), high)
         axis.axhline(low, color=INK, linewidth=1)
         axis.plot([], [], "x", color=INK, label="diverged")
 
@@ -359,7 +224,7 @@ def write_report(study: Study, rows: list[dict], analysis: list[dict], output: s
         parts += [f"<h2>{escape(_heading(item))}</h2>", panels([_plot(item)]), table(*table_of_item(item))]
         parts += map(paragraph, others)
     parts.append(paragraph(study.description, "quiet"))
-    places = {axis: _values(study, axis) for axis in study.axes}
+    places = {axis: ascending(values) for axis, values in study.axes.items()}
     rows = sorted(rows, key=lambda row: [values.index(row[axis]) for axis, values in places.items() if axis in row])
     cells = [
         [

@@ -68,7 +68,7 @@ def _corpus(facts: dict[str, Any]) -> list[str]:
             reason,
             f"{number:,}",
             f"{number / total:.1%}",
-            " ".join(f"#{tag}" for tag, _ in facts["dropped_examples"][reason]),
+            " ".join(f"#{tag[:40]}" for tag, _ in facts["dropped_examples"][reason]),
         ]
         for reason, number in facts["dropped_pairs"].items()
     ]
