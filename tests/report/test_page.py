@@ -22,7 +22,7 @@ def photo(seed, height=480, width=640):
 
 
 def test_a_page_of_24_pictures_stays_below_3_mb_and_needs_nothing_else():
-    found = page("t", pictures([picture(photo(i), f"photo {i}", "one\ntwo") for i in range(24)]))
+    found = page("t", pictures([picture(photo(i), f"photo {i}", "one\ntwo") for i in range(24)], 6))
     assert len(found) < 3_000_000 and found.count("data:image/jpeg;base64,") == 24
     assert not re.search(r"(src|href)=.(?!data:)|url\(|@import|<link|<script", found)
 

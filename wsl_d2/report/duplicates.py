@@ -46,5 +46,5 @@ def duplicates_page(found: Found, evaluation: Images, pretraining: Images) -> st
             )
         ]
         told = f"row {row}, score {pair.score:.4f}" + (f", judged {judged}" if judged else "")
-        sections.append(f"<section>{pictures(members, width=190)}{paragraph(told)}</section>")
+        sections.append(f"<section>{pictures(members, 2)}{paragraph(told)}</section>")
     return page("Near-duplicates", *parts, f'<div class="panels">{"".join(sections)}</div>')

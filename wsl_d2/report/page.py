@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 STYLE = """
-:root{color-scheme:light;--ink:#1a1a1a;--paper:#fff;--line:#d5d5d5;--soft:#f1f3f5;--quiet:#595959;--shade:#0005}
+:root{color-scheme:light;--ink:#1a1a1a;--paper:#fff;--line:#d5d5d5;--quiet:#595959;--shade:#0005}
 @media screen and (prefers-color-scheme:dark){
-:root{color-scheme:dark;--ink:#e6e6e6;--paper:#151719;--line:#3d4145;--soft:#22262a;--quiet:#a8adb2;--shade:#fff5}}
+:root{color-scheme:dark;--ink:#e6e6e6;--paper:#151719;--line:#3d4145;--quiet:#a8adb2;--shade:#fff5}}
 *{box-sizing:border-box}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1100px;margin:0 auto;
 padding:1rem}
@@ -38,7 +38,7 @@ min-width:min(8rem,35vw);max-width:45vw;white-space:normal;overflow-wrap:anywher
 td.text,th.text{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:9rem}
 .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:1rem}
 figure{margin:1rem 0}.panels svg{width:100%;max-width:560px;height:auto;font-family:inherit}
-.pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(46%,var(--width,150px)),1fr));gap:.8rem;
+.pictures{display:grid;grid-template-columns:repeat(var(--columns),1fr);gap:.8rem;
 align-items:start}.pictures figure{margin:0;min-width:0;break-inside:avoid}
 .picture>summary{display:block;cursor:zoom-in;list-style:none}.picture>summary::-webkit-details-marker{display:none}
 .frame{display:block;position:relative;overflow:hidden;width:100%}.frame img{display:block;width:100%;height:100%}
@@ -48,9 +48,12 @@ place-content:center}.picture[open] .frame{width:min(100vw,100vh*var(--ratio))}
 .box b{position:absolute;left:-2px;bottom:100%;padding:0 3px;font:600 11px/14px system-ui,sans-serif;color:#fff;
 white-space:nowrap}.box.low b{bottom:auto;top:0}.box.right b{left:auto;right:-2px}
 .picture[open] .box{border-width:3px}.picture[open] .box b{font-size:15px;line-height:19px}
-@media(max-width:640px){.wide::before{display:block}th,td{padding:.3rem .45rem}table{font-size:.9rem}}
+@media screen and (max-width:640px){.pictures{grid-template-columns:1fr 1fr}.wide::before{display:block}
+th,td{padding:.3rem .45rem}table{font-size:.9rem}}
 @media print{body{max-width:none;font-size:11pt}.scroll{overflow:visible;background:none}.scroll::before{display:none}
-table{font-size:8pt}th,td{white-space:normal;padding:.15rem .3rem}th{min-width:0}h2,h2+p{break-after:avoid}
+table{font-size:8pt}.wide table{font-size:6.5pt}.panels{grid-template-columns:1fr 1fr}
+th,td,th:first-child,td:first-child{white-space:normal;padding:.1rem .2rem;min-width:0;overflow-wrap:break-word}
+h2,h2+p{break-after:avoid}
 figure,tr{break-inside:avoid}}
 """
 _WIDE = 4  # columns that a phone shows side by side
@@ -159,6 +162,6 @@ def picture(
     )
 
 
-def pictures(members: Iterable[str], width: int = 150) -> str:
-    """Returns pictures in columns of at least so many CSS pixels, two on a phone."""
-    return f'<div class="pictures" style="--width:{width}px">{"".join(members)}</div>'
+def pictures(members: Sequence[str], columns: int) -> str:
+    """Returns pictures in so many columns, two on a phone."""
+    return f'<div class="pictures" style="--columns:{columns}">{"".join(members)}</div>'

@@ -74,5 +74,5 @@ def picture_rows(comparison: dict, image_folder: Path, image_ids: list) -> str:
         ]
         columns = {"ground truth": objects} | {name: found.get(info["id"], []) for name, found in detections.items()}
         cells = [_draw(pixels, members, names, name, path.name) for name, members in columns.items()]
-        rows.append(pictures(cells, width=200))
+        rows.append(pictures(cells, min(6, len(cells))))
     return "\n".join(rows)

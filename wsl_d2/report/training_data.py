@@ -31,7 +31,7 @@ def contact_sheet(batch: dict, vocabulary: Vocabulary, image_format: str, limit:
         tags = " ".join(f"#{vocabulary.hashtags[label][0]}" for label in labels)
         key = batch["keys"][number]
         figures.append(picture(pixels.transpose(1, 2, 0), f"{key}: {tags}", f"{tags}\n{key}", most_bytes=40_000))
-    return pictures(figures)
+    return pictures(figures, 6)
 
 
 def rank_plot(before: np.ndarray, after: np.ndarray) -> str:
