@@ -9,6 +9,7 @@ vocabulary.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,10 +104,11 @@ def label_index(index: ShardIndex, vocabulary: Vocabulary, hashtags_column: str 
         )
     column = index.hashtags[hashtags_column]
     n = len(index.keys)
-    found = [vocabulary.labels([name]) for name in column.names]
+    mapped = vocabulary.mapping.map
+    found = [mapped(name).labels for name in column.names]
     count = np.array([len(labels) for labels in found], np.int64)
     start = np.cumsum(count) - count
-    flat = np.concatenate([np.zeros(0, np.int64), *found])
+    flat = np.fromiter(itertools.chain.from_iterable(found), np.int64)
     image = np.repeat(np.arange(n), np.diff(column.indptr))  # of each entry
     repeats = count[column.codes] if len(column.codes) else count[:0]
     within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
