@@ -58,7 +58,7 @@ DROP_REASONS = (
 )
 
 _RULES = 5  # raise it whenever the code of this module would give some hashtag another label
-_REMEMBERED = 200_000  # hashtags, or nouns, of which a mapping remembers the labels; twice as many at the most
+_REMEMBERED = 500_000  # hashtags, or nouns, of which a mapping remembers the labels; twice as many at the most
 _STOP_FILE = Path(__file__).with_name("stop_hashtags.tsv")
 _SHORT_NOUNS = frozenset({"ox", "tv", "uk", "dj", "cd", "pc"})
 _MAX_LETTERS = 100

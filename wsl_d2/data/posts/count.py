@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from wsl_d2.data.format.labels import sorted_unique
 from wsl_d2.data.posts.merge import COUNTS_SCHEMA, merge_counts, merge_files, read_most_frequent_first, write_counts
 from wsl_d2.data.posts.readers import Chunk, PostsError, detect_post_format, read_posts
 from wsl_d2.data.runner import run_parts
@@ -205,7 +206,7 @@ def count_chunk(chunk: Chunk) -> pa.Table:
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
     code = names.indices.to_numpy(zero_copy_only=False)[encoded.indices.to_numpy(zero_copy_only=False)]
     span = max(1, len(names.dictionary))
-    pairs = np.unique(np.repeat(np.arange(len(lists)), lengths) * span + code)
+    pairs = sorted_unique(np.repeat(np.arange(len(lists)), lengths) * span + code)
     images = np.bincount(pairs % span, minlength=span)[: len(names.dictionary)]
     found = names.dictionary.cast(pa.large_string())
     table = pa.Table.from_arrays([found, pa.array(images, pa.int64())], schema=COUNTS_SCHEMA)
