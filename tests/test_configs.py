@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,25 +17,28 @@ from detectron2.modeling import build_model
 from toy_data import jpeg
 from toy_detections import random_world
 
+from wsl_d2.analysis.records import Run, check_comparable
 from wsl_d2.checkpoint import export_backbone, find_bottom_up
-from wsl_d2.engine.main import is_pretraining, load_config
+from wsl_d2.cli.main import build_parser
+from wsl_d2.config import get_config_file, load_config
 from wsl_d2.engine.schedule import resolve_schedule
+from wsl_d2.errors import ConfigError
 from wsl_d2.modeling import make_resnext
 from wsl_d2.modeling.resnext import describe_resnext
+from wsl_d2.run_keys import KEYS_OF_RANDOM_WEIGHTS, flatten
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
+README = (CONFIGS / "README.md").read_text()
 ALL = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "Studies")
 LEAVES = [path for path in ALL if not path.name.startswith("Base-")]
-MASK, SWEEP = CONFIGS / "COCO-InstanceSegmentation", CONFIGS / "COCO-InstanceSegmentation" / "lr_sweep"
-# mask_rcnn_X_101_32x8d_FPN_1x_wsl and faster_rcnn_...; a sweep's leaf ends in _lr0.005
-DETECTOR = re.compile(r"(?P<twins>(mask|faster)_rcnn_X_\d+_\d+x\d+d_FPN)_(?P<schedule>[123]x)_(?P<init>[a-z0-9_]+)")
-DETECTORS = [path for path in LEAVES if DETECTOR.fullmatch(path.stem)]
+MASK = CONFIGS / "COCO-InstanceSegmentation"
+ARCHITECTURES = ("X_50_32x4d", "X_101_32x4d", "X_101_32x8d", "X_101_32x16d", "X_101_32x32d", "X_101_32x48d")
+DETECTORS = [path for path in LEAVES if path.parent == MASK and "miniworld" not in path.name]
 PIXEL_STATISTICS = {"INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"}
 INITIALISATION = PIXEL_STATISTICS | {"MODEL.WEIGHTS", "OUTPUT_DIR", "SOLVER.BASE_LR"}
-# Nothing pretrained means nothing to freeze.
-FROM_SCRATCH = INITIALISATION | {"MODEL.BACKBONE.FREEZE_AT", "MODEL.RESNETS.NORM"}
-SCHEDULE = {"SOLVER.STEPS", "SOLVER.MAX_ITER", "OUTPUT_DIR"}
+ROWS = re.findall(r"^\| ([^|]+) \| `([A-Z]+\.[^`]+)` \|$", README, re.M)
+OVERRIDES = {what: shlex.split(keys) for what, keys in ROWS}  # "the 3x schedule" -> ["SOLVER.MAX_ITER", "270000", ...]
 
 
 def identify(path: Path) -> str:
@@ -42,23 +46,26 @@ def identify(path: Path) -> str:
 
 
 @functools.cache
-def load(path: Path):
-    cfg = load_config(str(path), [])
+def load(path: Path, what: str = ""):
+    """A config, with the overrides that the README gives for something."""
+    cfg = load_config(str(path), OVERRIDES[what] if what else [])
     cfg.freeze()
     return cfg
 
 
-def flat(node, prefix=""):
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def differences(a: Path, b: Path) -> set[str]:
-    ours, theirs = (dict(flat(load(path))) for path in (a, b))
+def differences(a: Path, b: Path, what: str = "", than: str = "") -> set[str]:
+    ours, theirs = flatten(load(a, what)), flatten(load(b, than))
     return {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+
+
+def twins_of(path: Path) -> tuple[Path, str]:
+    """The twin that starts from ImageNet, and the initialization of this one."""
+    stem, init = path.stem.split("_1x_")
+    return path.with_name(f"{stem}_1x_imagenet.yaml"), init
+
+
+def is_pretraining(cfg) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == "HashtagClassifier"
 
 
 @pytest.mark.parametrize("path", ALL, ids=identify)
@@ -81,18 +88,45 @@ def test_every_config_loads_and_has_a_schedule(path):
 def test_every_leaf_is_short_and_says_how_to_run_it(path):
     lines = path.read_text().splitlines()
     assert 5 <= len(lines) <= 15
-    assert lines[0].startswith(f"# tools/train_net.py --config-file {path.relative_to(ROOT)}")
     assert all(line.startswith("# ") for line in lines[:2])
+    args = build_parser().parse_args(shlex.split(lines[0])[2:])  # "# wsl-d2 train --config-file ..."
+    assert args.prog == "wsl-d2 train" and ROOT / args.config_file == path and not args.opts
     if "miniworld" not in path.name:
-        assert lines[0].endswith(" --num-gpus 8")
+        assert args.num_gpus == 8
         assert lines[1].endswith(". Not yet run.") and len(lines[1]) <= 120
         assert load(path).OUTPUT_DIR == f"output/{path.stem}"
 
 
 def test_every_config_named_in_a_header_or_the_readme_exists():
-    for path in [*ALL, CONFIGS / "README.md"]:
-        for name in re.findall(r"(?<![\w/])configs/[\w./-]+\.\w+", path.read_text()):
-            assert (ROOT / name).is_file(), f"{path.name} names {name}"
+    paths = [*CONFIGS.rglob("*.yaml"), CONFIGS / "README.md"]
+    names = {name for path in paths for name in re.findall(r"(?<![\w/])configs/[\w./-]+\.\w+", path.read_text())}
+    assert len(names) > len(LEAVES)
+    assert not [name for name in sorted(names) if not (ROOT / name).is_file()]
+
+
+def test_every_command_of_the_readme_can_be_run():
+    blocks = "".join(re.findall(r"```\n(.*?)```", README, re.S)).replace("\\\n", " ")
+    commands = [shlex.split(line) for line in blocks.splitlines()]
+    assert {command[1] for command in commands} == {"train", "compare"}
+    for program, *arguments in commands:
+        args = build_parser().parse_args(arguments)
+        assert program == "wsl-d2"
+        if arguments[0] == "train":
+            cfg = load_config(str(ROOT / args.config_file), args.opts)
+            assert cfg.OUTPUT_DIR in blocks.split("compare")[1] and cfg.SOLVER.MAX_ITER == 270000
+
+
+def test_a_config_is_found_by_its_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_1x_wsl.yaml"
+    assert get_config_file(name) == str(CONFIGS / name)
+    assert load_config(name, []) == load_config(f"configs/{name}", []) == load(CONFIGS / name)
+    Path("configs", name).parent.mkdir(parents=True)
+    Path("configs", name).write_text("SEED: 7\n")
+    assert load_config(f"configs/{name}", []).SEED == 7  # one's own comes first
+    longer = name.replace("1x", "3x")
+    with pytest.raises(ConfigError, match=f"{longer} does not exist; the nearest of wsl_d2's own: {name},"):
+        load_config(f"configs/{longer}", [])
 
 
 def test_no_two_leaves_write_to_the_same_folder():
@@ -100,60 +134,22 @@ def test_no_two_leaves_write_to_the_same_folder():
     assert len(set(folders)) == len(folders)
 
 
-def test_the_generated_set_is_complete():
-    """Every architecture has every initialisation and schedule; 32x8d has more."""
+def test_every_architecture_has_every_initialisation():
     found = {path.relative_to(CONFIGS).as_posix() for path in LEAVES if "miniworld" not in path.name}
-    expected = set()
-    for name in ("X_50_32x4d", "X_101_32x4d", "X_101_32x8d", "X_101_32x16d", "X_101_32x32d", "X_101_32x48d"):
+    expected = {"COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_1x_imagenet_caffe2.yaml"}
+    expected |= {f"Image-Classification/{name}_X_101_32x8d_wsl.yaml" for name in ("imagenet", "cub", "places365")}
+    for name in ARCHITECTURES:
         expected.add(f"Hashtag-Pretraining/{name}_17k.yaml")
         for init in ("imagenet", "wsl", "scratch"):
-            for schedule in ("1x", "2x", "3x"):
-                expected.add(f"COCO-InstanceSegmentation/mask_rcnn_{name}_FPN_{schedule}_{init}.yaml")
-    for schedule in ("1x", "2x", "3x"):
-        expected.add(f"COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_{schedule}_imagenet_caffe2.yaml")
-    for init in ("imagenet", "imagenet_caffe2", "wsl", "scratch"):
-        for schedule in ("1x", "3x"):
-            expected.add(f"COCO-Detection/faster_rcnn_X_101_32x8d_FPN_{schedule}_{init}.yaml")
-    for init in ("imagenet", "wsl"):
-        for rate in ("0.02", "0.01", "0.005", "0.0025", "0.00125"):
-            expected.add(f"COCO-InstanceSegmentation/lr_sweep/mask_rcnn_X_101_32x8d_FPN_1x_{init}_lr{rate}.yaml")
-    expected |= {f"Image-Classification/{name}_X_101_32x8d_wsl.yaml" for name in ("imagenet", "cub", "places365")}
+            expected.add(f"COCO-InstanceSegmentation/mask_rcnn_{name}_FPN_1x_{init}.yaml")
     assert found == expected
-
-
-def write_configs(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools" / "write_configs.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def test_the_generated_set_is_what_the_tool_writes(tmp_path):
-    result = write_configs("--check")
-    assert result.returncode == 0, result.stderr
-
-    assert write_configs("--configs", tmp_path).returncode == 0
-    assert write_configs("--check", "--configs", tmp_path).returncode == 0
-    folder = tmp_path / "COCO-Detection"
-    (folder / "faster_rcnn_X_101_32x8d_FPN_1x_wsl.yaml").write_text("SEED: 1\n")
-    (folder / "faster_rcnn_X_101_32x8d_FPN_3x_wsl.yaml").unlink()
-    (folder / "mine.yaml").touch()
-    (folder / "miniworld_mine.yaml").touch()
-    result = write_configs("--check", "--configs", tmp_path)
-    assert result.returncode == 1
-    assert sorted(result.stderr.splitlines()) == [
-        f"differs: {folder}/faster_rcnn_X_101_32x8d_FPN_1x_wsl.yaml",
-        f"left over: {folder}/mine.yaml",
-        f"missing: {folder}/faster_rcnn_X_101_32x8d_FPN_3x_wsl.yaml",
-    ]
-    result = write_configs("--configs", tmp_path)
-    assert "81 generated configs, 2 written" in result.stdout and (folder / "mine.yaml").exists()
-    assert write_configs("--check", "--configs", tmp_path).stderr == f"left over: {folder}/mine.yaml\n"
 
 
 def distinct_models() -> dict[str, Path]:
     """One leaf per MODEL node; which weights it starts from does not change what is built."""
     found = {}
     for path in LEAVES:
-        model = {key: value for key, value in flat(load(path).MODEL) if key != "WEIGHTS"}
+        model = {key: value for key, value in flatten(load(path).MODEL).items() if key != "WEIGHTS"}
         found.setdefault(json.dumps(model, sort_keys=True), path)
     return found
 
@@ -174,7 +170,7 @@ def test_every_distinct_model_builds(path):
     assert any(trained) and all(trained) == (cfg.MODEL.BACKBONE.FREEZE_AT == 0)
     if not is_pretraining(cfg):
         assert list(model.backbone.output_shape()) == ["p2", "p3", "p4", "p5", "p6"]
-        assert ("mask_rcnn" in path.stem) == hasattr(model.roi_heads, "mask_head")
+        assert hasattr(model.roi_heads, "mask_head")
 
 
 def test_the_largest_backbones_and_only_they_recompute_activations():
@@ -185,49 +181,48 @@ def test_the_largest_backbones_and_only_they_recompute_activations():
 
 @pytest.mark.parametrize("path", DETECTORS, ids=identify)
 def test_coco_twins_differ_in_their_initialisation_alone(path):
-    name = DETECTOR.fullmatch(path.stem)
-    baseline = path.with_name(f"{name['twins']}_{name['schedule']}_imagenet.yaml")
+    baseline, init = twins_of(path)
     found = differences(baseline, path)
-    if name["init"] == "scratch":
-        assert found <= FROM_SCRATCH
+    if init == "scratch":
+        assert found == {"MODEL.WEIGHTS", "OUTPUT_DIR", *KEYS_OF_RANDOM_WEIGHTS}
     else:
         assert found <= INITIALISATION
-    if name["init"] != "imagenet_caffe2":
+    if init != "imagenet_caffe2":
         assert not found & PIXEL_STATISTICS
+    runs = {one.stem: [Run(one, flatten(load(one)), one)] for one in (baseline, path)}
+    check_comparable(runs)  # by wsl-d2 compare, without --force
 
 
 @pytest.mark.parametrize("path", DETECTORS, ids=identify)
-def test_schedules_of_a_detector_differ_in_their_length_alone(path):
-    name = DETECTOR.fullmatch(path.stem)
-    short = path.with_name(f"{name['twins']}_1x_{name['init']}.yaml")
-    assert differences(short, path) == (set() if name["schedule"] == "1x" else SCHEDULE)
-    lengths = {"1x": ((60000, 80000), 90000), "2x": ((120000, 160000), 180000), "3x": ((210000, 250000), 270000)}
-    solver = load(path).SOLVER
-    assert (solver.STEPS, solver.MAX_ITER) == lengths[name["schedule"]]
-    assert (solver.IMS_PER_BATCH, solver.BASE_LR) == (16, 0.02)
-
-
-def test_faster_r_cnn_is_mask_r_cnn_without_masks():
-    for path in (CONFIGS / "COCO-Detection").glob("*.yaml"):
-        twin = MASK / path.name.replace("faster", "mask")
-        assert differences(path, twin) == {"MODEL.MASK_ON", "OUTPUT_DIR"}
-
-
-def test_leaves_of_the_sweep_differ_in_their_rate_alone():
-    for path in SWEEP.glob("*.yaml"):
-        leaf, rate = path.stem.split("_lr")
-        assert load(path).SOLVER.BASE_LR == float(rate)
-        assert differences(MASK / f"{leaf}.yaml", path) | {"SOLVER.BASE_LR"} == {"SOLVER.BASE_LR", "OUTPUT_DIR"}
+def test_overrides_of_the_readme_give_every_twin_what_they_are_for(path):
+    solver = {"SOLVER.STEPS", "SOLVER.MAX_ITER"}
+    expected = {
+        "the 2x schedule": (solver, ((120000, 160000), 180000, 0.02)),
+        "the 3x schedule": (solver, ((210000, 250000), 270000, 0.02)),
+        "Faster R-CNN": ({"MODEL.MASK_ON"}, ((60000, 80000), 90000, 0.02)),
+        "another learning rate": ({"SOLVER.BASE_LR"}, ((60000, 80000), 90000, 0.005)),
+        "your own backbone": ({"MODEL.WEIGHTS"}, ((60000, 80000), 90000, 0.02)),
+    }
+    frozen_alike = "a comparison with `scratch` in which all train their batch norm"
+    assert OVERRIDES.keys() == {*expected, frozen_alike}
+    for what, (keys, schedule) in expected.items():
+        cfg = load(path, what)
+        assert differences(path, path, what) == keys
+        assert (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == schedule
+        assert cfg.SOLVER.IMS_PER_BATCH == 16 and cfg.MODEL.MASK_ON == (what != "Faster R-CNN")
+    baseline, init = twins_of(path)
+    if init == "scratch":
+        assert differences(baseline, path, frozen_alike) == {"MODEL.WEIGHTS", "OUTPUT_DIR"}
 
 
 def test_weights_are_those_of_the_architecture_and_can_be_had():
     """Public weights name their architecture; others come from a run of that architecture."""
     for path in DETECTORS:
-        name, weights = DETECTOR.fullmatch(path.stem), load(path).MODEL.WEIGHTS
+        init, weights = twins_of(path)[1], load(path).MODEL.WEIGHTS
         architecture = re.search(r"X_\d+_(\d+x\d+d)", path.stem)
-        assert (weights == "") == (name["init"] == "scratch")
+        assert (weights == "") == (init == "scratch")
         assert architecture[1] in weights.lower() or not weights, path
-        if name["init"] == "wsl" and not weights.startswith("wsl://"):
+        if init == "wsl" and not weights.startswith("wsl://"):
             run = CONFIGS / "Hashtag-Pretraining" / f"{architecture[0]}_17k.yaml"
             assert weights == f"{load(run).OUTPUT_DIR}/backbone.pth"
             assert f"configs/Hashtag-Pretraining/{run.name}" in path.read_text()

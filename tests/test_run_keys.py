@@ -8,6 +8,7 @@ from wsl_d2.run_keys import (
     KEYS_OF_EVALUATION,
     KEYS_OF_INITIALIZATION,
     KEYS_OF_PLACE_AND_SPEED,
+    KEYS_OF_RANDOM_WEIGHTS,
     KEYS_OF_TOLERANCE,
     flatten,
     is_among,
@@ -23,12 +24,15 @@ def full_config():
 
 def test_every_name_is_a_key_or_a_group_of_the_config():
     keys = flatten(full_config())
-    for name in KEYS_OF_PLACE_AND_SPEED + KEYS_OF_EVALUATION + KEYS_OF_TOLERANCE + KEYS_OF_INITIALIZATION:
+    lists = (KEYS_OF_PLACE_AND_SPEED, KEYS_OF_EVALUATION, KEYS_OF_TOLERANCE)
+    for name in sum(lists, KEYS_OF_INITIALIZATION + KEYS_OF_RANDOM_WEIGHTS):
         assert any(is_among(key, (name,)) for key in keys), name
 
 
 def test_the_lists_do_not_overlap_in_a_comparison():
+    free = KEYS_OF_PLACE_AND_SPEED + KEYS_OF_INITIALIZATION
     assert not any(is_among(key, KEYS_OF_PLACE_AND_SPEED) for key in KEYS_OF_INITIALIZATION)
+    assert not any(is_among(key, free) for key in KEYS_OF_RANDOM_WEIGHTS)
 
 
 def test_a_config_and_the_yaml_that_detectron2_writes_of_it_are_flat_alike():

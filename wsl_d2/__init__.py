@@ -25,11 +25,9 @@ if not _is_command():
     try:
         import detectron2  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            "wsl_d2 needs detectron2, which is not published on PyPI under its own name. Either run `make setup` in a "
-            "clone of this repository, or install it from source after torch:\n"
-            "  pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2'"
-        ) from error
+        from wsl_d2.errors import NO_DETECTRON2, MissingPackageError
+
+        raise MissingPackageError(NO_DETECTRON2) from error
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer torch's about torch.jit.script in detectron2's modules

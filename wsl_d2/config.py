@@ -33,7 +33,7 @@ def add_wsl_config(cfg: CN) -> None:
     # nvJPEG on a GPU.
     cfg.INPUT.DECODING = "fast"
     cfg.DATALOADER.RESAMPLING = CN()
-    cfg.DATALOADER.RESAMPLING.MODE = "sqrt"  # "natural", "sqrt", "uniform" or "inverse_sqrt"
+    cfg.DATALOADER.RESAMPLING.MODE = "sqrt"  # "natural", "sqrt" or "uniform"
     cfg.DATALOADER.RESAMPLING.THRESHOLD = 1e-3  # hashtag frequency (a fraction of images) below which images repeat
     # Shards whose images are mixed with each other; the shards' own order is random in each epoch. 0 mixes all images,
     # which under resampling takes 16 bytes of memory an image; a window takes next to none and reads in sequence.
@@ -100,25 +100,40 @@ def get_config_file(name: str) -> str:
         ConfigError: there is no such file; names the nearest ones.
     """
     package = Path(__file__).resolve().parent
-    roots = [root for root in (package / "configs", package.parent / "configs") if root.is_dir()]
-    for root in roots:
-        if (root / name).is_file():
-            return str(root / name)
-    known = [path.relative_to(root).as_posix() for root in roots for path in root.rglob("*.yaml")]
+    # Installed, configs/ lies in the package; in a clone, beside it.
+    root = next((root for root in (package / "configs", package.parent / "configs") if root.is_dir()), package)
+    if (root / name).is_file():
+        return str(root / name)
+    known = [path.relative_to(root).as_posix() for path in root.rglob("*.yaml")]
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    raise ConfigError(f"there is no config {name!r}; the nearest are {', '.join(close) or 'not here'}.")
+    raise ConfigError(f"{name} does not exist; the nearest of wsl_d2's own: {', '.join(close) or 'none'}.")
+
+
+def find_config_file(path: str) -> str:
+    """Returns a path as it is, or, where no file is there, that of this package's config of that name.
+
+    Args:
+        path: also "" for none, and "configs/..." as in this package's documentation.
+
+    Raises:
+        ConfigError: neither exists; names the nearest of this package.
+    """
+    return path if not path or os.path.isfile(path) else get_config_file(path.removeprefix("configs/"))
 
 
 def load_config(config_file: str, opts: list[str]) -> CN:
     """Returns Detectron2's and wsl_d2's keys with a file and command-line overrides merged, not frozen.
+
+    Args:
+        config_file: see :func:`find_config_file`.
+        opts: KEY VALUE ...
 
     Raises:
         ConfigError: the file does not exist, or names a key that does not exist or has another type.
     """
     cfg = get_cfg()
     add_wsl_config(cfg)
-    if config_file and not os.path.isfile(config_file):
-        raise ConfigError(f"--config-file {config_file} does not exist.")
+    config_file = find_config_file(config_file)
     try:
         if config_file:
             cfg.merge_from_file(config_file)

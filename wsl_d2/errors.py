@@ -5,6 +5,17 @@ class UserError(Exception):
     """An error that a user can fix; the message names the file or key, the value, what is allowed, and what to do."""
 
 
+class MissingPackageError(UserError, ImportError):
+    """A package is not installed that this needs; the message says how to get it."""
+
+
+NO_DETECTRON2 = (
+    "wsl_d2 needs detectron2, which is not published on PyPI under its own name. Either run `make setup` in a clone of "
+    "this repository, or install it from source after torch:\n"
+    "  pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2'"
+)
+
+
 class ShardError(UserError, ValueError):
     """A shard, its index, its labels or the manifest is missing, incomplete or inconsistent."""
 

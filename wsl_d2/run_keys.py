@@ -55,6 +55,10 @@ KEYS_OF_INITIALIZATION = (
     "SOLVER.LR_PER_256_IMAGES",
 )
 
+# ... and between a run without MODEL.WEIGHTS and one with them. Random weights leave nothing to freeze: neither stages,
+# nor the statistics of a batch norm ("freezing BN is invalid when training from scratch", arXiv 1811.08883).
+KEYS_OF_RANDOM_WEIGHTS = ("MODEL.BACKBONE.FREEZE_AT", "MODEL.RESNETS.NORM")
+
 
 def is_among(key: str, names: tuple[str, ...]) -> bool:
     """Whether a dotted key, or a group that it is in, is one of the names."""

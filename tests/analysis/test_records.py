@@ -90,6 +90,31 @@ def test_initialisation_place_and_speed_are_free(tmp_path, config, key):
     assert set(told) == {key} & set(KEYS_OF_INITIALIZATION)
 
 
+@pytest.mark.parametrize("order", [("scratch", "imagenet", "wsl"), ("imagenet", "scratch", "wsl")])
+def test_what_random_weights_cannot_freeze_is_part_of_their_initialisation(tmp_path, config, order):
+    """FREEZE_AT and NORM are free between a run without weights and runs with them, and not among the latter."""
+
+    def runs(**norms):
+        found = {}
+        for name in order:
+            changed = yaml.safe_load(yaml.safe_dump(config))
+            changed["MODEL"]["WEIGHTS"] = "" if name == "scratch" else f"{name}.pth"
+            changed["MODEL"]["BACKBONE"]["FREEZE_AT"] = 0 if name == "scratch" else 2
+            changed["MODEL"]["RESNETS"]["NORM"] = norms[name]
+            found[name] = [read_run(write_run(tmp_path / name, changed))]
+        return found
+
+    equal = runs(scratch="SyncBN", imagenet="FrozenBN", wsl="FrozenBN")
+    check_comparable(equal)
+    told = initialisation_of(equal)
+    assert told["MODEL.RESNETS.NORM"] == {name: ["SyncBN" if name == "scratch" else "FrozenBN"] for name in order}
+    assert told["MODEL.BACKBONE.FREEZE_AT"]["scratch"] == [0]
+    with pytest.raises(RunError) as caught:
+        check_comparable(runs(scratch="SyncBN", imagenet="FrozenBN", wsl="SyncBN"))
+    assert str(caught.value).count(" in imagenet (") == 1
+    assert "MODEL.RESNETS.NORM: 'FrozenBN' in imagenet" in str(caught.value)
+
+
 def test_every_difference_is_listed(tmp_path, config):
     first = write_run(tmp_path / "a", config)
     for key in ("SOLVER.GAMMA", "MODEL.FPN.OUT_CHANNELS", "DATASETS.TEST"):

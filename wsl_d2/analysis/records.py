@@ -11,7 +11,14 @@ from pathlib import Path
 import yaml
 
 from wsl_d2.errors import UserError
-from wsl_d2.run_keys import KEYS_OF_INITIALIZATION, KEYS_OF_PLACE_AND_SPEED, flatten, is_among, same_spelling
+from wsl_d2.run_keys import (
+    KEYS_OF_INITIALIZATION,
+    KEYS_OF_PLACE_AND_SPEED,
+    KEYS_OF_RANDOM_WEIGHTS,
+    flatten,
+    is_among,
+    same_spelling,
+)
 
 _NOT_THERE = "not there"
 
@@ -126,27 +133,35 @@ def differences_of(runs: dict[str, list[Run]]) -> list[str]:
     """Returns one sentence for each difference between runs, and inside a run, that makes them incomparable.
 
     Every key of the config counts, but those of place and speed and those of the initialisation
-    (:mod:`wsl_d2.run_keys`); so does each fact about the data that both runs have.
+    (:mod:`wsl_d2.run_keys`); so does each fact about the data that both runs have. What random weights decide is
+    compared among the runs that start from them, and among the others.
     """
     (first_name, first_runs), *_ = runs.items()
-    first = first_runs[0]
+    first = (first_name, first_runs[0])
+    firsts_alike: dict[bool, tuple[str, Run]] = {}
     found = []
     for name, members in runs.items():
         for run in members:
-            keys = [key for key in sorted(run.config.keys() | first.config.keys()) if _counts(key)]
-            pairs = [(key, first.config.get(key, _NOT_THERE), run.config.get(key, _NOT_THERE)) for key in keys]
-            pairs += [(key, first.data[key], run.data[key]) for key in sorted(run.data.keys() & first.data.keys())]
-            found += [
-                f"{key}: {theirs} in {first_name} ({first.folder}), {ours} in {name} ({run.folder})"
-                for key, theirs, ours in pairs
-                if ours != theirs
-            ]
+            first_alike = firsts_alike.setdefault(bool(run.value("MODEL.WEIGHTS")), (name, run))
+            for key in sorted(run.config.keys() | first[1].config.keys()):
+                their_name, their = first_alike if is_among(key, KEYS_OF_RANDOM_WEIGHTS) else first
+                theirs, ours = their.config.get(key, _NOT_THERE), run.config.get(key, _NOT_THERE)
+                if _counts(key) and ours != theirs:
+                    found.append(_difference(key, (their_name, their, theirs), (name, run, ours)))
+            for key in sorted(run.data.keys() & first[1].data.keys()):
+                if run.data[key] != first[1].data[key]:
+                    found.append(_difference(key, (*first, first[1].data[key]), (name, run, run.data[key])))
             for key, value in sorted(run.changed.items()):
                 found.append(
                     f"{key}: {run.config[key]} in {run.folder / 'record.json'}, {value} in config.yaml, which was "
                     "changed after the run (also by evaluating with other options)"
                 )
     return found
+
+
+def _difference(key: str, first: tuple[str, Run, str], second: tuple[str, Run, str]) -> str:
+    there, here = (f"{value} in {name} ({run.folder})" for name, run, value in (first, second))
+    return f"{key}: {there}, {here}"
 
 
 def check_comparable(runs: dict[str, list[Run]]) -> None:
@@ -165,7 +180,7 @@ def check_comparable(runs: dict[str, list[Run]]) -> None:
 def initialisation_of(runs: dict[str, list[Run]]) -> dict[str, dict[str, list]]:
     """Returns the keys that runs may differ in, and do -> initialisation -> the value of each run."""
     found = {}
-    for key in KEYS_OF_INITIALIZATION:
+    for key in KEYS_OF_INITIALIZATION + KEYS_OF_RANDOM_WEIGHTS:
         values = {name: [run.value(key) for run in members] for name, members in runs.items()}
         if len({repr(value) for members in values.values() for value in members}) > 1:
             found[key] = values

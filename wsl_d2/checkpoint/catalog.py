@@ -27,6 +27,7 @@ import torchvision
 from detectron2.utils.file_io import PathHandler, PathManager
 from iopath.common.file_io import file_lock
 
+from ..errors import MissingPackageError
 from ..files import cache_folder, sha256_of
 from ..modeling.resnext import RESNEXT_ARCHITECTURES, TRUNKS, ResNeXtArchitecture, describe_resnext
 from ..version import __version__
@@ -125,7 +126,7 @@ class WeightsHandler(PathHandler):
             MissingFileError: for an unknown name; the message lists the known ones.
             DownloadError: if the file cannot be had, or is not the one its digest says.
             IncompleteLoadError: if it holds anything but the network its name says.
-            ImportError: if a package is needed that is not installed.
+            MissingPackageError: if a package is needed that is not installed.
         """
         raise NotImplementedError
 
@@ -214,7 +215,7 @@ def _timm() -> Any:
     try:
         import timm
     except ImportError as e:
-        raise ImportError("timm:// needs the package timm: pip install timm") from e
+        raise MissingPackageError("timm:// needs the package timm: pip install timm") from e
     return timm
 
 

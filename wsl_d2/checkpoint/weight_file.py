@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from detectron2.utils.file_io import PathManager
 
-from ..errors import UserError
+from ..errors import MissingPackageError, UserError
 from ..files import open_atomically
 from .naming import (
     convert_name,
@@ -486,7 +486,7 @@ def _safetensors() -> Any:
     try:
         import safetensors.torch as safetensors
     except ImportError as e:
-        raise ImportError(".safetensors files need the package safetensors: pip install safetensors") from e
+        raise MissingPackageError(".safetensors files need the package safetensors: pip install safetensors") from e
     return safetensors
 
 

@@ -77,4 +77,4 @@ def compare(args: argparse.Namespace) -> None:
     print(f"{text}\n\n{args.output / 'report.html'}")
 
 
-COMPARE = Verb(compare, _arguments)
+COMPARE = Verb(compare, _arguments, extra="analysis")

@@ -97,5 +97,8 @@ def _lower_bound(judged: Path, correct: Path) -> None:
 
 
 DUPLICATES = Verb(
-    duplicates, _arguments, "judgements and what was compared are kept in --output, and the same command goes on"
+    duplicates,
+    _arguments,
+    "judgements and what was compared are kept in --output, and the same command goes on",
+    extra="pretrain,analysis",
 )

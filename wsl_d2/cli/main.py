@@ -13,7 +13,7 @@ import warnings
 
 from wsl_d2.cli import compare, data, duplicates, hashtags, predict, pretrain, probe, records, study, train, weights
 from wsl_d2.cli.verb import Parser, Verb
-from wsl_d2.errors import UserError
+from wsl_d2.errors import NO_DETECTRON2, UserError
 from wsl_d2.version import __version__
 
 _DESCRIPTION = """Weakly supervised pretraining on hashtagged photos, and what it is worth for detection.
@@ -90,6 +90,12 @@ def main(arguments: list[str] | None = None) -> int:
         kept = args.verb.kept if args else "nothing was changed"
         print(f"\n{args.prog if args else 'wsl-d2'}: stopped; {kept}.", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if args is None or package in ("", "wsl_d2"):
+            raise
+        install = f"{package} is not installed; run: pip install 'wsl-d2[{args.verb.extra}]'"
+        return _tell(args, NO_DETECTRON2 if package == "detectron2" else install)
     except BrokenPipeError:  # the reader of the output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -40,4 +40,4 @@ def records(args: argparse.Namespace) -> None:
         print(f"{args.records}: " + ", ".join(f"{number} of kind {kind}" for kind, number in counts.items()))
 
 
-RECORDS = Verb(records, _arguments)
+RECORDS = Verb(records, _arguments, extra="analysis")

@@ -139,5 +139,5 @@ def _run(path: Path, output: Path, args: argparse.Namespace) -> None:
 
 
 _KEPT = "finished runs are kept, and the same command goes on"
-STUDY = Verb(study, _study_arguments, _KEPT)
-DEMO_VERB = Verb(demo, _demo_arguments, _KEPT)
+STUDY = Verb(study, _study_arguments, _KEPT, extra="analysis")
+DEMO_VERB = Verb(demo, _demo_arguments, _KEPT, extra="analysis")

@@ -19,11 +19,13 @@ class Verb:
             None for 0.
         arguments: adds its arguments to a parser.
         kept: what is there after Ctrl-C.
+        extra: extras of the package (pyproject.toml) that install what it imports, as pip takes them.
     """
 
     run: Callable[[argparse.Namespace], int | None]
     arguments: Callable[[argparse.ArgumentParser], None]
     kept: str = "nothing was changed"
+    extra: str = "pretrain"
 
     @property
     def summary(self) -> str:

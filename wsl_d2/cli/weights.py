@@ -95,4 +95,7 @@ def convert(args: argparse.Namespace) -> None:
             print(f"  {stage:8} {difference:.1e}")
 
 
-VERBS = {"list": Verb(list_weights, _list_arguments), "convert": Verb(convert, _convert_arguments)}
+VERBS = {
+    "list": Verb(list_weights, _list_arguments, extra="weights"),
+    "convert": Verb(convert, _convert_arguments, extra="weights"),
+}

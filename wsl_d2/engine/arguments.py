@@ -8,7 +8,9 @@ import os
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of a run to a parser; those of Detectron2 have its names and meanings."""
-    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML of the run")
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE", help="YAML of the run, or name of a config of wsl_d2"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR, if there is one")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, train nothing")
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs (processes) of each machine")

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from filelock import FileLock, Timeout
 
-from wsl_d2.config import load_config
+from wsl_d2.config import find_config_file, load_config
 from wsl_d2.data.read.catalog import register_datasets
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
 from wsl_d2.engine.dry_run import dry_run
@@ -68,6 +68,7 @@ def setup(args) -> RunPlan:
     Raises:
         ConfigError: a key is unknown, or two keys or a key and a dataset contradict each other.
     """
+    args.config_file = find_config_file(args.config_file)  # Detectron2 logs the file
     cfg = load_config(args.config_file, args.opts)
     register_datasets(cfg)
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":

@@ -285,7 +285,7 @@ def _conditions(comparison: dict, command: str) -> list[str]:
         held += "<ul>" + "".join(f"<li>{text(line)}</li>" for line in comparison["differences"]) + "</ul>"
     else:
         held = (
-            "By check, all runs have the same value of every config key that can change a result "
+            "By check, all runs have the same value of every config key that can change a result, but for those below "
             f"({comparison['iterations']} iterations of {comparison['images_per_batch']} images), and the same data as "
             "far as their records tell."
         )
