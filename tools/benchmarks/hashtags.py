@@ -46,19 +46,19 @@ def make_corpus(folder: Path, num_posts: int, real: Path | None, num_tail: int) 
         real: counts of real hashtags, which are the most frequent ones; nouns of WordNet if it is not given.
         num_tail: distinct hashtags behind them.
     """
+    paths = [folder / f"posts-{number:03d}.parquet" for number in range(_FILES)]
+    if paths[-1].is_file():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     head = list(read_hashtag_counts(real)) if real else rng.permutation(list(load_lemma_table().words)).tolist()
     tags = pa.concat_arrays([pa.array(head, pa.large_string()), make_tail(num_tail, rng)])
     cumulative = np.cumsum(np.arange(1, len(tags) + 1) ** -1.0)
     cumulative /= cumulative[-1]
-    for number in range(_FILES):
-        path = folder / f"posts-{number:03d}.parquet"
+    for number, path in enumerate(paths):
         size = num_posts // _FILES
         lengths = rng.integers(3, 11, size)
         codes = np.searchsorted(cumulative, rng.random(lengths.sum()))
-        if path.is_file() and pq.ParquetFile(path).metadata.num_rows == size:
-            continue
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
         lists = pa.LargeListArray.from_arrays(offsets, tags.take(pa.array(codes)))
         keys = pa.array([f"{number:03d}{i:08d}" for i in range(size)])
