@@ -15,9 +15,10 @@ import torchvision
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(
-    "document", sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *ROOT.glob("[a-z]*/README.md")])
-)
+DOCUMENTS = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("[a-z]*/README.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_path_named_exists(document):
     text = (ROOT / document).read_text()
     named = set(
@@ -43,8 +44,7 @@ def test_the_shard_example_runs_as_pasted(tmp_path, monkeypatch):
 
 
 def test_tables_are_what_their_commands_print():
-    documents = ["README.md", *sorted(ROOT.glob("[a-z]*/README.md"))]
-    subprocess.run([sys.executable, "tools/write_tables.py", "--check", *documents], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "tools/write_tables.py", "--check", *DOCUMENTS], cwd=ROOT, check=True)
 
 
 def test_wsl_weights_in_a_detector_as_pasted(tmp_path):
