@@ -54,7 +54,7 @@ def test_a_wrong_folder_is_one_line(folder, tmp_path):
     assert not (tmp_path / "page.html").exists()
 
 
-@pytest.mark.parametrize("mode", ["natural", "sqrt", "uniform", "inverse_sqrt"])
+@pytest.mark.parametrize("mode", ["natural", "sqrt", "uniform"])
 def test_the_page_shows_the_draws_that_the_sampler_makes(folder, tmp_path, mode):
     from wsl_d2.data import HashtagDataset, HashtagSampler
 

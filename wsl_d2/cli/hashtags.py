@@ -137,7 +137,9 @@ def vocabulary(args: argparse.Namespace) -> None:
         f"max_distance {policy.max_distance}, ambiguous {policy.ambiguous}, checksum {built.checksum}"
     )
     if args.vocabulary == "17k" and counts is None:
-        print("without --counts, 17k is every noun of WordNet; with them, those that people use")
+        print(
+            f"17k without --counts has {len(built):,} labels, every noun of WordNet; give them to keep what people use"
+        )
     for wnid, hashtag in built.built_with.get("disambiguated", {}).items():
         print(f"{wnid} has no hashtag of its own, as more frequent senses have them; it gets #{hashtag}")
     for wnid in built.built_with.get("unreachable", []):
