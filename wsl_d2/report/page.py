@@ -146,8 +146,8 @@ def picture(
             break
     url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
     drawn = "".join(
-        f'<span class="box{" low" if box.y < 0.12 else ""}{" right" if box.x + box.width / 2 > 0.5 else ""}" style="left:{box.x:.2%};'
-        f'top:{box.y:.2%};width:{box.width:.2%};height:{box.height:.2%};border-color:{box.color}">'
+        f'<span class="box{" low" if box.y < 0.12 else ""}{" right" if box.x + box.width / 2 > 0.5 else ""}" '
+        f'style="left:{box.x:.2%};top:{box.y:.2%};width:{box.width:.2%};height:{box.height:.2%};border-color:{box.color}">'
         f'<b style="background:{box.color}">{escape(box.text)}</b></span>'
         for box in boxes
     )
