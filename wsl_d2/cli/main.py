@@ -15,7 +15,6 @@ from wsl_d2.cli import (
     compare,
     data,
     duplicates,
-    gain,
     hashtags,
     predict,
     pretrain,

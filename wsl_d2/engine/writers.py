@@ -79,15 +79,15 @@ def start_wandb(project: str, output_dir: str, config: dict) -> None:
         import wandb
     except ImportError as error:
         raise ConfigError(
-            f"WANDB.PROJECT is {project!r}, but wandb is not installed; run `pip install wandb`, or leave the key empty."
+            f"WANDB.PROJECT is {project!r}, but wandb is not installed; run `pip install wandb`, or leave it empty."
         ) from error
     identifier = "".join(c if c.isalnum() else "-" for c in output_dir).strip("-")[-64:]
     try:
         wandb.init(project=project, id=identifier, resume="allow", dir=output_dir, config=config, sync_tensorboard=True)
     except Exception as error:  # wandb's own, requests', grpc's
         raise ConfigError(
-            f"WANDB.PROJECT is {project!r}, but W&B did not start ({' '.join(str(error).split())}); run `wandb login`, set "
-            "WANDB_MODE=offline, or leave the key empty."
+            f"WANDB.PROJECT is {project!r}, but W&B did not start ({' '.join(str(error).split())}); run `wandb login`, "
+            "set WANDB_MODE=offline, or leave the key empty."
         ) from error
 
 
