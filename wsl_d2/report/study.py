@@ -278,7 +278,7 @@ def _compare(study: Study, output: Path, item: dict) -> list[str]:
             folders.setdefault(str(cell.values[arms]), []).append(cell.folder)
         curves: dict[str, Path] = {}
         for cell in cells:
-            if cell.stage == item["curves"] and all(first.values[axis] == cell.values[axis] for axis in of_page):
+            if cell.stage == item.get("curves") and all(first.values[axis] == cell.values[axis] for axis in of_page):
                 curves.setdefault(str(cell.values[arms]), cell.folder)
         folder = output / "report" / place
         text = write_gains(

@@ -32,7 +32,8 @@ A study file::
       - {kind: levels, x: noise, baseline: 0, y: top1}
       - {kind: sweep, x: lr, series: arm, y: AP}    # the best x of each series; higher is better, diverged runs show
       - {kind: comparison, stage: detect, arms: arm, baselines: [scratch], ground_truth: "{world}/val.json",
-         images: "{world}/val", curves: pretrain}   # wsl-d2 compare; a page for each world, its seeds together
+         images: "{world}/val", curves: pretrain}   # wsl-d2 compare; a page for each world, its seeds together; curves
+                                                    # may be left out
 
 In commands ``{folder}`` is the folder of the run, ``{output}`` that of the study, ``{studies}`` the one above it, which
 several studies can share, ``{<stage>}`` that of a needed stage, ``{<axis>}`` a value, and a word ``@<axis>`` stands for
@@ -226,7 +227,7 @@ class Study:
             refuse(f"labels: {unknown[0]!r} is no axis or result; there are {_list([*self.axes, *self.results])}.")
         for item in self.report:
             kind = item.get("kind")
-            if kind not in _REPORT_KEYS or item.keys() != _REPORT_KEYS[kind]:
+            if kind not in _REPORT_KEYS or item.keys() | {"curves"} != _REPORT_KEYS[kind] | {"curves"}:
                 refuse(
                     f"report {item}: kind is one of "
                     + "; ".join(f"{k} with {sorted(v)}" for k, v in _REPORT_KEYS.items())
