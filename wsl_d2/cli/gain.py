@@ -17,6 +17,13 @@ def budget(text: str) -> float:
     return float(text[:-1])
 
 
+def weights(text: str) -> tuple[str, str]:
+    """Parses NAME=WEIGHTS, or WEIGHTS, whose name is "wsl" for wsl://..., and else "" where it has none of its own."""
+    if match := re.fullmatch(r"([\w.-]+)=(.+)", text):
+        return match[1], match[2]
+    return text.partition("://")[0] if "://" in text else text if text == "scratch" else "", text
+
+
 def rates(text: str) -> tuple[float, ...]:
     """Parses "0.02,0.01"."""
     try:
@@ -34,9 +41,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, help="folder of all images")
     parser.add_argument("--train-images", type=Path, help="folder of the training images, if it is another")
     parser.add_argument("--val-images", type=Path, help="folder of the others, if it is another")
-    weights = "as MODEL.WEIGHTS takes them: wsl://..., torchvision://..., timm://..., a file; or scratch"
-    parser.add_argument("--candidate", required=True, metavar="WEIGHTS", help=weights)
-    parser.add_argument("--baseline", required=True, metavar="WEIGHTS", help="those that the gain is counted from")
+    metavar = "[NAME=]WEIGHTS"
+    takes = "as MODEL.WEIGHTS takes them (wsl://..., torchvision://..., timm://..., a file), or scratch"
+    parser.add_argument("--candidate", type=weights, required=True, metavar=metavar, help=takes)
+    parser.add_argument(
+        "--baseline", type=weights, required=True, metavar=metavar, help="those that the gain is counted from"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of all results")
     parser.add_argument("--seeds", type=positive, default=3, help="trainings of each side; 1 says nothing about others")
     parser.add_argument("--budget", type=budget, default="1x", help="length of a training, for the size of the data")
@@ -71,7 +81,7 @@ def gain(args: argparse.Namespace) -> None:
     import torch
 
     from wsl_d2.errors import ConfigError
-    from wsl_d2.study.gain import SIDES, Question, choose_rates, prepare
+    from wsl_d2.study.gain import Question, choose_rates, prepare
     from wsl_d2.study.study import StudyError
 
     folders = [args.train_images or args.images, args.val_images or args.images]
@@ -83,8 +93,8 @@ def gain(args: argparse.Namespace) -> None:
         val=args.val,
         train_images=folders[0],
         val_images=folders[1],
-        candidate=args.candidate,
-        baseline=args.baseline,
+        baseline=(args.baseline[0] or "baseline", args.baseline[1]),
+        candidate=(args.candidate[0] or "candidate", args.candidate[1]),
         config_file=args.config_file,
         architecture=args.architecture,
         budget=args.budget,
@@ -98,11 +108,11 @@ def gain(args: argparse.Namespace) -> None:
     )
     study = prepare(question, args.output)
     print("\n".join(study.lines), flush=True)
-    chosen = dict.fromkeys(SIDES, study.rates[0])
+    chosen = dict.fromkeys(question.sides, study.rates[0])
     if len(study.rates) > 1:
         run_study(study.write_sweep(), study.output / "sweep", args)
         try:
-            chosen, lines = choose_rates(study.read_sweep(), study.rates)
+            chosen, lines = choose_rates(study.read_sweep(), question.sides, study.rates)
             print("\n".join(lines), flush=True)
         except StudyError:
             if not args.plan:

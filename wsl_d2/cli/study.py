@@ -152,7 +152,8 @@ def run_study(path: Path, output: Path, args: argparse.Namespace) -> None:
         )
     elif not args.report_only:
         run_locally(cells, jobs=args.jobs, root=root, say=say)
-    say(write_study(description, output))
+    if report := write_study(description, output):
+        say(report)
 
 
 _KEPT = "finished runs are kept, and the same command goes on"

@@ -4,8 +4,7 @@ A folder of results::
 
     arguments.json              of the call that began it
     base.yaml                   the detector: data, classes, masks, schedule, image size
-    baseline.yaml               base.yaml and an initialization with its pixel statistics, nothing else
-    candidate.yaml              the same with the other one
+    imagenet.yaml  wsl.yaml     base.yaml and an initialization with its pixel statistics, nothing else
     sweep.yaml  sweep/          runs with each learning rate, on training images alone: a part is held out to choose by
     gain.yaml   detect/         runs with the best rate of each side, on all training images, one for each seed
     report/                     the comparison
@@ -19,7 +18,7 @@ import os
 import random
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,7 +34,6 @@ from wsl_d2.modeling import RESNEXT_ARCHITECTURES, count_complexity
 from wsl_d2.study.claim import claim_folder
 from wsl_d2.study.study import Study
 
-SIDES = ("baseline", "candidate")
 SCRATCH = "scratch"
 _SWEEP_SEED = 1000  # which no result uses
 _RATES = (1.0, 0.5, 0.25, 0.125)  # of the config's, which is one for ImageNet weights
@@ -44,7 +42,7 @@ _HELD_OUT = 0.2  # of the training images, to choose the learning rate by
 # for heads that start from random weights.
 _EPOCHS, _LEAST_IMAGES = 12.3, 48_000
 _FLOPS = {"cpu": 2e10, "cuda": 2e13}  # operations a second of a core or a GPU, for a first guess at the cost
-_OVERHEAD = 0.03  # seconds an image
+_STARTING, _OVERHEAD = 15.0, 0.03  # seconds of a run, and of an image
 _HEADS = 1.5  # multiply-adds of a detector, those of its backbone being 1
 
 
@@ -55,7 +53,7 @@ class Question:
     Args:
         train, val: annotations in COCO's format.
         train_images, val_images: the folders of their images.
-        candidate, baseline: weights as MODEL.WEIGHTS takes them, or "scratch".
+        baseline, candidate: (name, weights as MODEL.WEIGHTS takes them, or "scratch").
         config_file: of a detector that both sides share.
         architecture: of the backbone; by the name of the weights if None, and if they have none, the config's.
         budget: length of a training, 1 as the 1x schedule.
@@ -72,8 +70,8 @@ class Question:
     val: Path
     train_images: Path
     val_images: Path
-    candidate: str
-    baseline: str
+    baseline: tuple[str, str]
+    candidate: tuple[str, str]
     config_file: str = "Base-RCNN-FPN.yaml"
     architecture: str | None = None
     budget: float = 1.0
@@ -84,6 +82,11 @@ class Question:
     rates: tuple[float, ...] = ()
     num_gpus: int = 0
     overrides: tuple[str, ...] = ()
+
+    @property
+    def sides(self) -> dict[str, str]:
+        """Name -> weights, of the baseline first."""
+        return dict([self.baseline, self.candidate])
 
 
 @dataclass
@@ -111,13 +114,13 @@ class GainStudy:
 
     def write_sweep(self) -> Path:
         """Writes and returns the study of the learning rates."""
-        axes = {"arm": dict.fromkeys(SIDES, []), "lr": self.rates}
+        axes = {"arm": dict.fromkeys(self.question.sides, []), "lr": self.rates}
         command = [
             *("SEED", str(_SWEEP_SEED), "SOLVER.BASE_LR", "{lr}"),
             *("DATASETS.TRAIN", "('gain_sweep_train',)", "DATASETS.TEST", "('gain_sweep_val',)"),
         ]
         results = {task: {"stage": "detect", "file": "metrics.json", "key": key} for task, key in self.tasks.items()}
-        title = f"Learning rates of {self.question.candidate} and {self.question.baseline}"
+        title = f"Learning rates of {' and '.join(self.question.sides)}"
         return self._write(self.sweep, title, axes, command, [], results)
 
     def read_sweep(self) -> list[dict]:
@@ -131,18 +134,18 @@ class GainStudy:
     def write_study(self, rates: Mapping[str, float], num_seeds: int) -> Path:
         """Writes and returns the study of both sides with the rates that were chosen for them."""
         axes = {
-            "arm": {side: ["SOLVER.BASE_LR", rates[side]] for side in SIDES},
+            "arm": {side: ["SOLVER.BASE_LR", rates[side]] for side in self.question.sides},
             "seed": list(range(num_seeds)),
         }
         report = {
             "kind": "comparison",
             "stage": "detect",
             "arms": "arm",
-            "baselines": ["baseline"],
+            "baselines": [self.question.baseline[0]],
             "ground_truth": _literal(self.question.val.resolve()),
             "images": _literal(self.question.val_images.resolve()),
         }
-        title = f"What {self.question.candidate} adds to {self.question.baseline} on {self.question.val.name}"
+        title = f"What {self.question.candidate[0]} adds to {self.question.baseline[0]} on {self.question.val.name}"
         return self._write(self.output / "gain.yaml", title, axes, ["SEED", "{seed}", "@arm"], [report], {})
 
     def _write(
@@ -178,6 +181,8 @@ def prepare(question: Question, output: str | Path) -> GainStudy:
     output = Path(output).resolve()
     if question.mask not in ("auto", "on", "off"):
         raise ConfigError(f"mask is {question.mask!r}; it must be auto, on or off.")
+    if len(question.sides) < 2:
+        raise ConfigError(f"both sides are called {question.baseline[0]!r}; name them, as in --candidate NAME=WEIGHTS.")
     lines = _check(question)
     train, val = read_coco(question.train, say=False), read_coco(question.val, say=False)
     has_masks = all("segm" in truth.iou_types for truth in (train, val))
@@ -190,7 +195,7 @@ def prepare(question: Question, output: str | Path) -> GainStudy:
     usual = cfg.SOLVER.BASE_LR * batch / cfg.SOLVER.IMS_PER_BATCH
     total = question.budget * max(_LEAST_IMAGES, _EPOCHS * len(train.imgs))
     iterations = question.iterations or math.ceil(total / batch)
-    twins = {side: _initialization(getattr(question, side), cfg, question.num_gpus) for side in SIDES}
+    twins = {side: _initialization(weights, cfg, question.num_gpus) for side, weights in question.sides.items()}
     described = {
         name: str(value.resolve()) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in vars(question).items()
@@ -200,7 +205,7 @@ def prepare(question: Question, output: str | Path) -> GainStudy:
     claim_folder(output, described | files, "comparison of pretrainings")
 
     held_out = set(random.Random(0).sample(sorted(train.imgs), max(1, round(_HELD_OUT * len(train.imgs)))))
-    rows: list[tuple[str, Path, Path]] = [
+    rows: list = [
         ("gain_train", question.train, question.train_images),
         ("gain_val", question.val, question.val_images),
     ]
@@ -218,14 +223,14 @@ def prepare(question: Question, output: str | Path) -> GainStudy:
         },
         "INPUT": {"MASK_FORMAT": _mask_format(train)},
         "DATASETS": {
-            "COCO_FOLDERS": [[name, str(path.resolve()), str(folder.resolve())] for name, json_file, folder in rows],
+            "COCO_FOLDERS": [[name, *(str(path.resolve()) for path in paths)] for name, *paths in rows],
             "TRAIN": ["gain_train"],
             "TEST": ["gain_val"],
         },
         "SOLVER": {
             "IMS_PER_BATCH": batch,
             "MAX_ITER": iterations,
-            "STEPS": [iterations * 2 // 3, iterations * 8 // 9],
+            "STEPS": sorted({iterations * 2 // 3, iterations * 8 // 9} - {0}),
             "WARMUP_ITERS": min(1000, iterations // 10),
             "CHECKPOINT_PERIOD": max(20, iterations // 10),
             "LOG_PERIOD": max(1, min(20, iterations // 20)),
@@ -246,7 +251,7 @@ def prepare(question: Question, output: str | Path) -> GainStudy:
     write_atomically(output / "base.yaml", yaml.safe_dump(base, sort_keys=False))
     for name, twin in twins.items():
         write_atomically(output / f"{name}.yaml", yaml.safe_dump({"_BASE_": "base.yaml"} | twin, sort_keys=False))
-    cfg = load_config(str(output / "candidate.yaml"), list(question.overrides))
+    cfg = load_config(str(output / f"{question.candidate[0]}.yaml"), list(question.overrides))
     name = cfg.MODEL.BACKBONE.NAME
     lines.append(
         f"{name.removeprefix('build_')}, boxes{' and masks' if cfg.MODEL.MASK_ON else ''}, {len(train.cats)} classes, "
@@ -254,16 +259,19 @@ def prepare(question: Question, output: str | Path) -> GainStudy:
     )
     rates = question.rates or tuple(float(f"{usual * factor:.4g}") for factor in _RATES)
     tasks = {"box AP": "bbox/AP"} | ({"mask AP": "segm/AP"} if cfg.MODEL.MASK_ON else {})
-    seconds = iterations * batch * _seconds_per_image(name, side, question.num_gpus)
+    seconds = _STARTING + iterations * batch * _seconds_per_image(name, side, question.num_gpus)
     return GainStudy(question, output, lines, sorted(rates), tasks, round(seconds, 1))
 
 
-def choose_rates(rows: Sequence[dict], rates: Sequence[float]) -> tuple[dict[str, float], list[str]]:
+def choose_rates(
+    rows: Sequence[dict], sides: Iterable[str], rates: Sequence[float]
+) -> tuple[dict[str, float], list[str]]:
     """Chooses each side's best learning rate: the highest mean of its APs.
 
     Args:
         rows: of :meth:`GainStudy.read_sweep`.
-        rates: all that were tried.
+        sides: their names.
+        rates: all that were tried, rising.
 
     Returns:
         (side -> rate, lines for people).
@@ -272,7 +280,7 @@ def choose_rates(rows: Sequence[dict], rates: Sequence[float]) -> tuple[dict[str
         ConfigError: a side diverged with all of them.
     """
     chosen, lines = {}, []
-    for side in SIDES:
+    for side in sides:
         found = {}
         for row in rows:
             values = [value for name, value in row.items() if name.endswith(" AP")]
@@ -285,7 +293,9 @@ def choose_rates(rows: Sequence[dict], rates: Sequence[float]) -> tuple[dict[str
         chosen[side] = max(found, key=lambda lr: found[lr])
         tried = ", ".join(f"{lr:g}: {found[lr]:.1f}" if lr in found else f"{lr:g}: diverged" for lr in rates)
         lines.append(f"{side}: learning rate {chosen[side]:g} (mean AP on held-out training images {tried})")
-        if chosen[side] in (rates[0], rates[-1]) and len(rates) > 1:
+        if not any(found.values()):
+            lines.append("  no rate led to a detector that finds anything; give longer trainings")
+        elif chosen[side] in (rates[0], rates[-1]):
             end = "lowest" if chosen[side] == rates[0] else "highest"
             lines.append(f"  the {end} that was tried is the best; others may be better: --learning-rates")
     return chosen, lines
@@ -311,7 +321,7 @@ def _check(question: Question) -> list[str]:
 
 def _architecture(question: Question) -> str | None:
     """By the name of the weights, such as torchvision://ResNeXt101_32X8D_Weights.IMAGENET1K_V1."""
-    for weights in (question.candidate, question.baseline):
+    for weights in question.sides.values():
         match = re.search(r"resnext(\d+)_(\d+)x(\d+)d", weights, re.IGNORECASE)
         if match:
             return "resnext{}_{}x{}d".format(*match.groups())

@@ -105,7 +105,7 @@ DEEP = Image.fromarray(np.full((HEIGHT, WIDTH), 30_000, np.uint16))
 
 # name -> (change of the annotations, of the folder, of the config; whether it is an error; what its line says)
 FAULTS = {
-    "missing file": (None, lambda d: (d / "2.jpg").unlink(), {}, True, r"1 of 4 image files do not exist \(.*/2.jpg\)"),
+    "missing file": (None, lambda d: (d / "2.jpg").unlink(), {}, True, r"are not in .*data \(2.jpg\): copy"),
     "no image": (None, lambda d: (d / "2.jpg").write_text("<html>"), {}, True, r"1 of 4 .* be read \(2.jpg \(no image"),
     "cut off": (None, lambda d: (d / "2.jpg").write_bytes(jpeg(2, (64, 48))[:-99]), {}, True, r"2.jpg \(image file is"),
     "turned by EXIF": (
@@ -221,7 +221,7 @@ def test_a_run_has_all_its_datasets_checked(registered, tmp_path):
     with pytest.raises(FaultsError) as caught:
         check_run(registered)
     missing, classes = caught.value.lines
-    assert "1 of 4 image files do not exist" in missing
+    assert "1 of 4 image files are not in" in missing
     assert "its categories are cat, bee, ant (3), those of" in classes and "ant, bee, cat (3); both must" in classes
     with pytest.raises(FaultsError, match="no dataset 'absent' is registered"):
         check_run(config(DATASETS__TRAIN=("absent",)))
@@ -231,8 +231,8 @@ def test_a_run_has_all_its_datasets_checked(registered, tmp_path):
 def test_the_command_prints_a_table_and_exits_with_2_on_errors(tmp_path):
     path, _ = inject(tmp_path / "train", "missing file")
     output = wsl_d2("data", "check", path, path.parent, "--train", path, code=2)
-    assert "       12  objects with polygons\n" in output and "    error  1 of 4 image files do not exist" in output
-    assert f"wsl-d2 data check: {path}: 1 of 4 image files do not exist" in output
+    assert "       12  objects with polygons\n" in output and "    error  1 of 4 image files are not in" in output
+    assert f"wsl-d2 data check: {path}: 1 of 4 image files are not in" in output
     assert "  warning  3 of 3 image files are in" in output
     keys = ["--config-file", "Base-RCNN-FPN.yaml", "--set", "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
     good = write(tmp_path / "good", good_world())
@@ -250,7 +250,7 @@ def test_a_training_stops_before_its_first_iteration_with_a_line_for_each_error(
     opts = ["DATASETS.COCO_FOLDERS", rows, "DATASETS.TRAIN", "('t_train',)", "DATASETS.TEST", "('t_train',)"]
     output = train(*opts, "OUTPUT_DIR", tmp_path / "run")
     assert [line[:14] for line in output.splitlines()] == ["wsl-d2 train: "] * 2
-    assert "NUM_CLASSES is 12" in output and "1 of 4 image files do not exist" in output
+    assert "NUM_CLASSES is 12" in output and "1 of 4 image files are not in" in output
     assert not (tmp_path / "run").exists()
     output = train(*opts, "MODEL.WEIGHTS", tmp_path / "absent.pth")
     assert output == f"wsl-d2 train: no weight file {tmp_path}/absent.pth\n"

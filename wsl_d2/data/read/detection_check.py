@@ -217,9 +217,10 @@ def _check_files(check: DetectionCheck, truth: GroundTruth, rows: list[dict], fo
     if "://" in folder:
         return
     existing = _existing(named.values())
-    missing = [path for path in named.values() if path not in existing]
-    cure = f"give the folder that file_name is relative to, which is {folder}"
-    check.add(f"of {len(rows):,} image files do not exist", missing, cure, True)
+    missing = [row["file_name"] for row in rows if row["id"] in named and named[row["id"]] not in existing]
+    is_wrong = len(missing) == len(named)
+    cure = "give the folder that file_name is relative to" if is_wrong else "copy them there, or remove their entries"
+    check.add(f"of {len(rows):,} image files are not in {folder}", missing, cure, True)
     order = [row for row in rows if named.get(row["id"]) in existing]
     random.Random(0).shuffle(order)
     looked, faults = 0, _Faults()
