@@ -142,7 +142,7 @@ def check_detection(
         _check_objects(check, truth, objects, for_training, cfg)
         _check_boxes(check, truth, objects)
     elif for_training:
-        check.problems.append("there is no list 'annotations'; nothing can be learned from it")
+        check.problems.append("there is no list 'annotations'; nothing can be learned from it.")
     if cfg is not None and for_training:
         check.problems += problems_with_config(cfg, classes, objects)
     _check_files(check, truth, rows, str(images), start + seconds)
@@ -156,7 +156,7 @@ def _check_objects(
     with_objects = {row["image_id"] for row in objects}
     empty = [truth.imgs[i].get("file_name") for i in truth.imgs if i not in with_objects]
     if not objects:
-        check.problems.append("no image has an object that is no crowd; there is nothing to learn or to evaluate")
+        check.problems.append("no image has an object that is no crowd; there is nothing to learn or to evaluate.")
     elif for_training and (cfg is None or cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS):
         kept = "training leaves them out, unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"
         check.add(f"of {len(truth.imgs):,} images have no object", empty, kept)
