@@ -108,6 +108,7 @@ def check_detection(
     *,
     seconds: float = float("inf"),
     for_training: bool = True,
+    keep: bool = False,
 ) -> DetectionCheck:
     """Checks a dataset in COCO's format.
 
@@ -117,12 +118,13 @@ def check_detection(
         cfg: of a detector that the dataset is to fit: NUM_CLASSES, MASK_ON, MASK_FORMAT.
         seconds: after which no further image file is read.
         for_training: whether to say what training leaves out.
+        keep: as of :func:`wsl_d2.coco.read_coco`, for a training that follows.
 
     Raises:
         CocoError: the annotations cannot be read; names the first entry.
     """
     start = time.monotonic()
-    truth = read_coco(PathManager.get_local_path(str(annotations)), say=False)
+    truth = read_coco(PathManager.get_local_path(str(annotations)), say=False, keep=keep)
     classes = [row["name"] for row in sorted(truth.cats.values(), key=lambda row: row["id"])]
     check = DetectionCheck(str(annotations), classes)
     rows = list(truth.imgs.values())
@@ -370,7 +372,12 @@ def _check_datasets(cfg: CfgNode, train: Sequence[str]) -> tuple[list[str], list
         seconds = max(0.0, deadline - time.monotonic()) / left
         try:
             check = check_detection(
-                metadata.json_file, metadata.image_root, cfg, seconds=seconds, for_training=name in train
+                metadata.json_file,
+                metadata.image_root,
+                cfg,
+                seconds=seconds,
+                for_training=name in train,
+                keep=name in train,
             )
         except CocoError as error:
             errors.append(str(error))
