@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ MAX_DETECTIONS = 100
 _FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 _COCO_KEYPOINTS = 17
 _said: set[str] = set()
+_kept: dict[tuple, GroundTruth] = {}  # see read_coco
 
 
 class CocoError(UserError, ValueError):
@@ -268,7 +270,7 @@ class GroundTruth(COCO):
         return tuple(found)
 
 
-def read_coco(path: str | Path, say: bool = True) -> GroundTruth:
+def read_coco(path: str | Path, say: bool = True, keep: bool = False) -> GroundTruth:
     """Reads COCO annotations, whatever ids they have and which fields they lack; the file stays as it is.
 
     - Text ids of images and categories are numbered in their order; fractions that are whole are whole numbers.
@@ -279,17 +281,19 @@ def read_coco(path: str | Path, say: bool = True) -> GroundTruth:
 
     What was done is in the result's ``changes``, and, with ``say``, one line of the log, the first time.
 
+    Args:
+        path: of the JSON.
+        say: see above.
+        keep: hand the result on to the next call for the same file, which then reads nothing.
+
     Raises:
         CocoError: the file is missing, is no JSON, is in LVIS's format, or has an entry that cannot be used; the
             message names the entry.
     """
-    contents = _read_json(path)
-    if not isinstance(contents, dict):
-        raise CocoError(
-            f"{path} holds a list; COCO annotations are a mapping with the lists images, categories and annotations "
-            "(is it a file of detections?)."
-        )
-    ground_truth = GroundTruth(contents, str(path))
+    identity = _identity(path)
+    ground_truth = _kept.pop(identity, None) or _read_ground_truth(path)
+    if keep:
+        _kept[identity] = ground_truth
     if say and ground_truth.changes:
         changes = "; ".join(f"{number} {what}" for what, number in ground_truth.changes.items())
         line = f"{path}, in memory: {changes}. The file is left as it is."
@@ -297,6 +301,24 @@ def read_coco(path: str | Path, say: bool = True) -> GroundTruth:
             _said.add(line)
             logging.getLogger(__name__).warning(line)
     return ground_truth
+
+
+def _identity(path: str | Path) -> tuple:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return str(path), status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _read_ground_truth(path: str | Path) -> GroundTruth:
+    contents = _read_json(path)
+    if not isinstance(contents, dict):
+        raise CocoError(
+            f"{path} holds a list; COCO annotations are a mapping with the lists images, categories and annotations "
+            "(is it a file of detections?)."
+        )
+    return GroundTruth(contents, str(path))
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from wsl_d2.checkpoint.weight_file import MissingFileError
 from wsl_d2.cli.gain import weights as parse_weights
 from wsl_d2.config import load_config
 from wsl_d2.errors import ConfigError, FaultsError, UserError
-from wsl_d2.modeling import make_resnext
+from wsl_d2.modeling import RESNEXT_ARCHITECTURES, make_resnext
 from wsl_d2.run_keys import KEYS_OF_INITIALIZATION, KEYS_OF_RANDOM_WEIGHTS, flatten, is_among
-from wsl_d2.study.gain import Question, choose_rates, prepare
+from wsl_d2.study.gain import Question, architecture_of, choose_rates, prepare
 from wsl_d2.study.study import Study
 
 BASE = "Base-Miniworld-Mask-RCNN-FPN.yaml"
@@ -135,16 +135,32 @@ def test_boxes_alone_are_trained_without_masks_and_the_schedule_follows_the_data
     assert cfg.SOLVER.MAX_ITER == 6000 and cfg.SOLVER.STEPS == (4000, 5333)
 
 
-def test_the_architecture_is_read_from_the_name_of_the_weights(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("wsl_d2.study.gain._initialization", lambda weights, *_: {"MODEL": {"WEIGHTS": weights}})
-    sides = {
-        "baseline": parse_weights("torchvision://ResNeXt101_32X8D_Weights.IMAGENET1K_V1"),
-        "candidate": parse_weights("wsl://resnext101_32x8d"),
-    }
-    study = prepare(question(data, **sides), tmp_path / "out")
-    assert study.question.sides.keys() == {"torchvision", "wsl"}
-    assert config_of(study.output, "wsl").MODEL.BACKBONE.NAME == "build_resnext101_32x8d_fpn_backbone"
+@pytest.mark.parametrize("architecture", RESNEXT_ARCHITECTURES)
+def test_weights_tell_their_architecture(architecture):
+    with torch.device("meta"):
+        tensors = make_resnext(architecture).state_dict()
+    assert architecture_of(tensors) == architecture
+    del tensors["res4.0.conv2.weight"]
+    assert architecture_of(tensors) is None and architecture_of({}) is None
+
+
+def test_the_detector_gets_the_architecture_of_the_weights(data, tmp_path):
+    changes = {"config_file": "Base-RCNN-FPN.yaml", "baseline": ("scratch", "scratch")}
+    prepare(question(data, **changes), tmp_path / "out")
+    assert config_of(tmp_path / "out", "scratch").MODEL.BACKBONE.NAME == "build_resnext26_8x4d_fpn_backbone"
+    assert parse_weights("torchvision://A.B") == ("torchvision", "torchvision://A.B")
     assert parse_weights("mine=out/a.pth") == ("mine", "out/a.pth") and parse_weights("a.pth") == ("", "a.pth")
+    nothing = {"baseline": ("a", "scratch"), "candidate": ("b", "scratch"), "config_file": "Base-RCNN-FPN.yaml"}
+    with pytest.raises(ConfigError, match="the weights do not tell their architecture; name it by"):
+        prepare(question(data, **nothing), tmp_path / "other")
+
+
+def test_weights_of_different_architectures_are_not_compared(data, tmp_path):
+    tensors = torch.load(data / "rgb.pth", weights_only=True)["model"]
+    kept = {name: tensor for name, tensor in tensors.items() if ".1." not in name}
+    torch.save({"model": kept}, tmp_path / "small.pth")
+    with pytest.raises(ConfigError, match=r"\(imagenet of resnext26_8x4d, wsl of no known ResNeXt\)"):
+        prepare(question(data, candidate=("wsl", str(tmp_path / "small.pth"))), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

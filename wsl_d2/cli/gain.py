@@ -56,7 +56,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask", choices=("auto", "on", "off"), default="auto", help="train masks; auto: if all objects have one"
     )
-    parser.add_argument("--architecture", help="of the backbone; by the name of the weights, or the config's")
+    parser.add_argument("--architecture", help="of the backbone; that of the weights if left out")
     parser.add_argument("--config-file", default="Base-RCNN-FPN.yaml", metavar="FILE", help="detector of both sides")
     parser.add_argument(
         "--learning-rates", type=rates, default=(), help="to choose from, for each side; 4 by the config's if left out"

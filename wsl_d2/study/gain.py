@@ -18,11 +18,14 @@ import os
 import random
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import yaml
+from detectron2.config import CfgNode, get_cfg
 
 from wsl_d2.checkpoint import WeightFile
 from wsl_d2.coco import GroundTruth, read_coco
@@ -31,6 +34,7 @@ from wsl_d2.data.read.detection_check import SECONDS_AT_START, check_detection, 
 from wsl_d2.errors import ConfigError, FaultsError
 from wsl_d2.files import sha256_of, write_atomically
 from wsl_d2.modeling import RESNEXT_ARCHITECTURES, count_complexity
+from wsl_d2.modeling.resnext import STAGE_NAMES, TRUNKS
 from wsl_d2.study.claim import claim_folder
 from wsl_d2.study.study import Study
 
@@ -55,7 +59,7 @@ class Question:
         train_images, val_images: the folders of their images.
         baseline, candidate: (name, weights as MODEL.WEIGHTS takes them, or "scratch").
         config_file: of a detector that both sides share.
-        architecture: of the backbone; by the name of the weights if None, and if they have none, the config's.
+        architecture: of the backbone; that of the weights if None, and if they have none, the config's.
         budget: length of a training, 1 as the 1x schedule.
         iterations: the length in steps instead.
         batch_size: images a step; the config's if None.
@@ -188,21 +192,24 @@ def prepare(question: Question, output: str | Path) -> GainStudy:
     has_masks = all("segm" in truth.iou_types for truth in (train, val))
     masks = question.mask == "on" or (question.mask == "auto" and has_masks)
     cfg = load_config(question.config_file, list(question.overrides))
-    architecture = question.architecture or _architecture(question)
+    files = {side: _read(weights) for side, weights in question.sides.items()}
+    architecture = question.architecture or _shared_architecture(files)
+    if not architecture and cfg.MODEL.BACKBONE.NAME == get_cfg().MODEL.BACKBONE.NAME:
+        raise ConfigError("the weights do not tell their architecture; name it by --architecture, or by --config-file.")
     if architecture and architecture not in RESNEXT_ARCHITECTURES:
         raise ConfigError(f"unknown architecture {architecture!r}; choose one of {', '.join(RESNEXT_ARCHITECTURES)}.")
     batch = question.batch_size or cfg.SOLVER.IMS_PER_BATCH
     usual = cfg.SOLVER.BASE_LR * batch / cfg.SOLVER.IMS_PER_BATCH
     total = question.budget * max(_LEAST_IMAGES, _EPOCHS * len(train.imgs))
     iterations = question.iterations or math.ceil(total / batch)
-    twins = {side: _initialization(weights, cfg, question.num_gpus) for side, weights in question.sides.items()}
+    twins = {side: _initialization(file, cfg, question.num_gpus) for side, file in files.items()}
     described = {
         name: str(value.resolve()) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in vars(question).items()
         if name != "rates"
     }
-    files = {f"SHA-256 of {path.name}": sha256_of(path) for path in (question.train, question.val)}
-    claim_folder(output, described | files, "comparison of pretrainings")
+    digests = {f"SHA-256 of {path.name}": sha256_of(path) for path in (question.train, question.val)}
+    claim_folder(output, described | digests, "comparison of pretrainings")
 
     held_out = set(random.Random(0).sample(sorted(train.imgs), max(1, round(_HELD_OUT * len(train.imgs)))))
     rows: list = [
@@ -319,23 +326,41 @@ def _check(question: Question) -> list[str]:
     return [*train.warnings, *val.warnings, *([f"{val.source}: {found}"] if found else [])]
 
 
-def _architecture(question: Question) -> str | None:
-    """By the name of the weights, such as torchvision://ResNeXt101_32X8D_Weights.IMAGENET1K_V1."""
-    for weights in question.sides.values():
-        match = re.search(r"resnext(\d+)_(\d+)x(\d+)d", weights, re.IGNORECASE)
-        if match:
-            return "resnext{}_{}x{}d".format(*match.groups())
+def _read(weights: str) -> WeightFile | None:
+    if weights == SCRATCH:
+        return None
+    return WeightFile.read(weights if "://" in weights else str(Path(weights).resolve()))
+
+
+def architecture_of(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Returns the key of RESNEXT_ARCHITECTURES that a backbone's tensors, by Detectron2's names, are of; or None."""
+    grouped = tensors.get("res2.0.conv2.weight")
+    if grouped is None:
+        return None
+    blocks = Counter(name.partition(".")[0] for name in tensors if re.fullmatch(r"res\d\.\d+\.conv2\.weight", name))
+    width = grouped.shape[1]
+    for name, (depth, groups, width_per_group) in RESNEXT_ARCHITECTURES.items():
+        expected = dict(zip(STAGE_NAMES, TRUNKS[depth].blocks_per_stage, strict=True))
+        if (blocks, grouped.shape[0] // width, width) == (expected, groups, width_per_group):
+            return name
     return None
 
 
-def _initialization(weights: str, cfg, num_gpus: int) -> dict:
+def _shared_architecture(files: Mapping[str, WeightFile | None]) -> str | None:
+    found = {side: architecture_of(file.backbone().tensors) for side, file in files.items() if file}
+    if len(set(found.values())) > 1:
+        sides = ", ".join(f"{side} of {name or 'no known ResNeXt'}" for side, name in found.items())
+        raise ConfigError(f"the weights are of different architectures ({sides}); compare weights of one.")
+    return next(iter(found.values()), None)
+
+
+def _initialization(file: WeightFile | None, cfg: CfgNode, num_gpus: int) -> dict:
     """The part of a config that is a side's own."""
-    if weights == SCRATCH:  # random weights leave nothing to freeze
+    if file is None:  # random weights leave nothing to freeze
         norm = cfg.MODEL.RESNETS.NORM if cfg.MODEL.RESNETS.NORM != "FrozenBN" else "SyncBN" if num_gpus else "BN"
         return {"MODEL": {"WEIGHTS": "", "BACKBONE": {"FREEZE_AT": 0}, "RESNETS": {"NORM": norm}}}
-    path = weights if "://" in weights else str(Path(weights).resolve())
-    own: dict = {"MODEL": {"WEIGHTS": path}}
-    if statistics := WeightFile.read(path).statistics():
+    own: dict = {"MODEL": {"WEIGHTS": file.path}}
+    if statistics := file.statistics():
         own["MODEL"] |= {"PIXEL_MEAN": statistics["pixel_mean"], "PIXEL_STD": statistics["pixel_std"]}
         own["INPUT"] = {"FORMAT": statistics["input_format"]}
     return own

@@ -210,8 +210,11 @@ def registered(tmp_path):
         MetadataCatalog.remove(name)
 
 
-def test_a_run_has_all_its_datasets_checked(registered, tmp_path):
+def test_a_run_has_all_its_datasets_checked(registered, tmp_path, monkeypatch):
     lines = check_run(registered)
+    monkeypatch.setattr("wsl_d2.coco._read_json", lambda path: pytest.fail(f"{path} is read again"))
+    assert len(DatasetCatalog.get(registered.DATASETS.TRAIN[0])) == 4  # from what the check has read
+    monkeypatch.undo()
     assert len(lines) == 2 and all("4 images, 3 categories, 12 objects" in line for line in lines)
     (tmp_path / "train" / "1.jpg").unlink()
     world = good_world()

@@ -108,6 +108,7 @@ def check_detection(
     *,
     seconds: float = float("inf"),
     for_training: bool = True,
+    keep: bool = False,
 ) -> DetectionCheck:
     """Checks a dataset in COCO's format.
 
@@ -117,12 +118,13 @@ def check_detection(
         cfg: of a detector that the dataset is to fit: NUM_CLASSES, MASK_ON, MASK_FORMAT.
         seconds: after which no further image file is read.
         for_training: whether to say what training leaves out.
+        keep: as of :func:`wsl_d2.coco.read_coco`, for a training that follows.
 
     Raises:
         CocoError: the annotations cannot be read; names the first entry.
     """
     start = time.monotonic()
-    truth = read_coco(PathManager.get_local_path(str(annotations)), say=False)
+    truth = read_coco(PathManager.get_local_path(str(annotations)), say=False, keep=keep)
     classes = [row["name"] for row in sorted(truth.cats.values(), key=lambda row: row["id"])]
     check = DetectionCheck(str(annotations), classes)
     rows = list(truth.imgs.values())
@@ -142,7 +144,7 @@ def check_detection(
         _check_objects(check, truth, objects, for_training, cfg)
         _check_boxes(check, truth, objects)
     elif for_training:
-        check.problems.append("there is no list 'annotations'; nothing can be learned from it")
+        check.problems.append("there is no list 'annotations'; nothing can be learned from it.")
     if cfg is not None and for_training:
         check.problems += problems_with_config(cfg, classes, objects)
     _check_files(check, truth, rows, str(images), start + seconds)
@@ -156,7 +158,7 @@ def _check_objects(
     with_objects = {row["image_id"] for row in objects}
     empty = [truth.imgs[i].get("file_name") for i in truth.imgs if i not in with_objects]
     if not objects:
-        check.problems.append("no image has an object that is no crowd; there is nothing to learn or to evaluate")
+        check.problems.append("no image has an object that is no crowd; there is nothing to learn or to evaluate.")
     elif for_training and (cfg is None or cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS):
         kept = "training leaves them out, unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"
         check.add(f"of {len(truth.imgs):,} images have no object", empty, kept)
@@ -370,7 +372,12 @@ def _check_datasets(cfg: CfgNode, train: Sequence[str]) -> tuple[list[str], list
         seconds = max(0.0, deadline - time.monotonic()) / left
         try:
             check = check_detection(
-                metadata.json_file, metadata.image_root, cfg, seconds=seconds, for_training=name in train
+                metadata.json_file,
+                metadata.image_root,
+                cfg,
+                seconds=seconds,
+                for_training=name in train,
+                keep=name in train,
             )
         except CocoError as error:
             errors.append(str(error))
