@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from wsl_d2.transfer.features import ProbeError
+from wsl_d2.transfer.features import Features, ProbeError
 from wsl_d2.transfer.logistic_regression import CentredFeatures, LogisticRegression, fit_logistic_regression
 
 # Strengths tried, of the mean objective; features are scaled to unit variance on average before.
@@ -216,3 +216,42 @@ def linear_probe(
         num_train=len(train_labels),
         num_test=len(test_labels),
     )
+
+
+def probe_features(
+    train: Features,
+    test: Features,
+    num_classes: int,
+    *,
+    l2: float | None = None,
+    grid: Sequence[float] = L2_GRID,
+    held_out_fraction: float = 0.1,
+    shots: Sequence[int] = (),
+    num_seeds: int = 5,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> tuple[ProbeResult, dict[int, list[float]]]:
+    """The linear probe of extracted features; few shots take the strength of the whole training set.
+
+    Args:
+        train, test: of all images.
+        shots: numbers of training images a class for further probes, each drawn ``num_seeds`` times.
+        l2, grid, held_out_fraction, seed, device: see :func:`linear_probe`.
+
+    Returns:
+        (of all training images, shots -> top-1 in percent of each draw).
+
+    Raises:
+        ProbeError: too few images, of a class or in all.
+    """
+    fit, judge = ((part.values[part.kept], part.labels[part.kept]) for part in (train, test))
+    options = {"grid": grid, "held_out_fraction": held_out_fraction, "seed": seed, "device": device}
+    result = linear_probe(*fit, *judge, num_classes, l2=l2, **options)  # type: ignore[arg-type]
+    few_shot: dict[int, list[float]] = {}
+    for number in shots:
+        draws = [few_shot_rows(fit[1], number, seed + draw) for draw in range(num_seeds)]
+        few_shot[number] = [
+            linear_probe(fit[0][rows], fit[1][rows], *judge, num_classes, l2=result.l2, device=device).top1
+            for rows in draws
+        ]
+    return result, few_shot
