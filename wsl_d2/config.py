@@ -33,7 +33,7 @@ def add_wsl_config(cfg: CN) -> None:
     # nvJPEG on a GPU.
     cfg.INPUT.DECODING = "fast"
     cfg.DATALOADER.RESAMPLING = CN()
-    cfg.DATALOADER.RESAMPLING.MODE = "sqrt"  # "natural", "sqrt", "uniform" or "inverse_sqrt"
+    cfg.DATALOADER.RESAMPLING.MODE = "sqrt"  # "natural", "sqrt" or "uniform"
     cfg.DATALOADER.RESAMPLING.THRESHOLD = 1e-3  # hashtag frequency (a fraction of images) below which images repeat
     # Shards whose images are mixed with each other; the shards' own order is random in each epoch. 0 mixes all images,
     # which under resampling takes 16 bytes of memory an image; a window takes next to none and reads in sequence.

@@ -16,8 +16,10 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from filelock import FileLock, Timeout
 
+from wsl_d2.checkpoint import WeightFile
 from wsl_d2.config import find_config_file, load_config
 from wsl_d2.data.read.catalog import register_datasets
+from wsl_d2.data.read.detection_check import check_run
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
 from wsl_d2.engine.dry_run import dry_run
 from wsl_d2.engine.evaluate import evaluate
@@ -67,15 +69,23 @@ def setup(args) -> RunPlan:
 
     Raises:
         ConfigError: a key is unknown, or two keys or a key and a dataset contradict each other.
+        MissingFileError: MODEL.WEIGHTS does not exist.
+        FaultsError: a detection dataset has errors, one line for each.
     """
     args.config_file = find_config_file(args.config_file)  # Detectron2 logs the file
     cfg = load_config(args.config_file, args.opts)
     register_datasets(cfg)
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         raise ConfigError("MODEL.DEVICE is 'cuda', but no GPU can be used; add `MODEL.DEVICE cpu` to the command.")
+    is_resumed = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if cfg.MODEL.WEIGHTS and not is_resumed:
+        WeightFile.locate(cfg.MODEL.WEIGHTS)
     plan = open_plan(cfg, args.resume)
+    found = [] if plan.is_pretraining else check_run(cfg, args.eval_only)
     default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="wsl_d2")
+    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="wsl_d2")
+    for line in found:
+        logger.info(line)
     return plan
 
 
