@@ -41,7 +41,7 @@ def test_a_detector_is_evaluated_by_the_evaluator_of_its_dataset(monkeypatch):
         def evaluate(self):
             return {"bbox": {"AP": float(self.seen)}, "name": {self.name: 0.0}}
 
-    monkeypatch.setattr(module, "build_detection_test_loader", lambda cfg, name: [[{}], [{}, {}]])
+    monkeypatch.setattr(module, "build_detection_test_loader", lambda cfg, name, mapper: [[{}], [{}, {}]])
     monkeypatch.setattr(module, "build_detection_evaluator", Evaluator)
     cfg = get_cfg()
     add_wsl_config(cfg)
