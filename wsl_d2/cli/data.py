@@ -253,6 +253,8 @@ def show(args: argparse.Namespace) -> None:
 
     Of a pretraining it shows a batch as the model sees it, of a detector the annotations as they are stored.
     """
+    from detectron2.data import MetadataCatalog
+
     from wsl_d2.config import load_config
     from wsl_d2.data import register_datasets
     from wsl_d2.files import write_atomically
@@ -262,7 +264,7 @@ def show(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file, args.opts)
     cfg.DATALOADER.NUM_WORKERS = 0
     register_datasets(cfg)
-    if cfg.MODEL.META_ARCHITECTURE == "HashtagClassifier":
+    if any(MetadataCatalog.get(name).get("evaluator_type") == "hashtag" for name in cfg.DATASETS.TRAIN):
         found = training_data_page(cfg, args.images, args.statistics)
     else:
         found = detection_data_page(cfg, args.images)

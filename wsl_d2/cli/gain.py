@@ -120,4 +120,4 @@ def gain(args: argparse.Namespace) -> None:
     run_study(study.write_study(chosen, args.seeds), study.output, args)
 
 
-GAIN = Verb(gain, _arguments, "finished runs are kept, and the same command goes on", extra="analysis")
+GAIN = Verb(gain, _arguments, "finished runs are kept, and the same command goes on", extra="all")
