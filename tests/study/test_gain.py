@@ -2,6 +2,8 @@
 
 import copy
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from toy_detections import random_world
 from wsl_d2.checkpoint import export_backbone
 from wsl_d2.checkpoint.weight_file import MissingFileError
 from wsl_d2.cli.gain import weights as parse_weights
+from wsl_d2.cli.main import build_parser
 from wsl_d2.config import load_config
 from wsl_d2.errors import ConfigError, FaultsError, UserError
 from wsl_d2.modeling import RESNEXT_ARCHITECTURES, make_resnext
@@ -194,6 +197,15 @@ def test_a_folder_is_of_one_question(data, tmp_path):
     prepare(question(data, rates=(0.1,)), tmp_path / "out")
     with pytest.raises(UserError, match="holds a comparison of pretrainings with iterations 2, and this one has 3"):
         prepare(question(data, iterations=3), tmp_path / "out")
+
+
+def test_the_commands_of_the_readme_are_understood():
+    text = (Path(__file__).parents[2] / "README.md").read_text().replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if line.startswith(("wsl-d2 gain", "wsl-d2 data check"))]
+    assert len(commands) == 3
+    for command in commands:
+        args = build_parser().parse_args(shlex.split(command, comments=True)[1:])
+        assert str(args.output if "gain" in command.split()[:2] else args.annotations) in ("gain", "train.json")
 
 
 @pytest.mark.slow

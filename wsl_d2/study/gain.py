@@ -311,7 +311,7 @@ def choose_rates(
 def _check(question: Question) -> list[str]:
     """Checks both datasets; returns the warnings."""
     train, val = (
-        check_detection(path, folder, seconds=SECONDS_AT_START, for_training=is_train)
+        check_detection(path, folder, seconds=SECONDS_AT_START, for_training=is_train, keep=True)
         for path, folder, is_train in (
             (question.train, question.train_images, True),
             (question.val, question.val_images, False),
