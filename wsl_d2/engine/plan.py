@@ -24,7 +24,7 @@ from wsl_d2.engine.parallel import ghost_batch_size
 from wsl_d2.engine.schedule import resolve_schedule
 from wsl_d2.errors import ConfigError
 from wsl_d2.transfer.features import ProbeData, ProbeError, open_probe_data
-from wsl_d2.transfer.linear_probe import few_shot_rows, split_held_out
+from wsl_d2.transfer.linear_probe import HELD_OUT_FRACTION, few_shot_rows, split_held_out
 
 
 @dataclass
@@ -122,7 +122,7 @@ def _open_probes(cfg: CfgNode) -> dict[str, ProbeData]:
             raise ConfigError(f"TEST.PROBE has the training set {row[0]} twice; metrics are named by it. Leave one.")
         try:
             probes[row[0]] = data = open_probe_data(cfg, *row)
-            split_held_out(data.train_labels, 0.1, 0)
+            split_held_out(data.train_labels, HELD_OUT_FRACTION, 0)
             for shots in cfg.TEST.PROBE_SHOTS:
                 few_shot_rows(data.train_labels, shots, 0)
         except ProbeError as error:

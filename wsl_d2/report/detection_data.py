@@ -14,7 +14,7 @@ from wsl_d2.data.read.detection import as_8_bits
 from wsl_d2.data.read.detection_check import SECONDS_AT_START, check_detection
 from wsl_d2.errors import ConfigError
 from wsl_d2.report.page import page, paragraph, pictures, table
-from wsl_d2.report.pictures import draw_objects
+from wsl_d2.report.pictures import draw_objects, objects_of
 
 
 def detection_data_page(cfg: CfgNode, num_images: int) -> str:
@@ -44,11 +44,7 @@ def detection_data_page(cfg: CfgNode, num_images: int) -> str:
     for image in (truth.imgs[with_objects[place]] for place in chosen):
         with as_8_bits(os.path.join(metadata.image_root, image["file_name"])) as path:
             pixels = read_image(path, format="RGB")
-        objects = [
-            row | {"segmentation": truth.annToRLE(row) if row.get("segmentation") else None}
-            for row in truth.imgToAnns[image["id"]]
-        ]
-        figures.append(draw_objects(pixels, objects, names, image["file_name"], "annotations"))
+        figures.append(draw_objects(pixels, objects_of(truth, image["id"]), names, image["file_name"], "annotations"))
     counts = {i: 0 for i in names}
     for row in truth.anns.values():
         counts[row["category_id"]] += not row["iscrowd"]

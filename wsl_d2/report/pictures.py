@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from wsl_d2.analysis.records import RunError
-from wsl_d2.coco import read_coco, read_results
+from wsl_d2.coco import GroundTruth, read_coco, read_results
 from wsl_d2.report.page import Box, picture, pictures
 
 SCORE_SHOWN = 0.5
@@ -42,6 +42,15 @@ def draw_objects(pixels: np.ndarray, objects: list[dict], names: dict[int, str],
     return picture(pixels, f"{title}, {caption}: {seen}", caption, boxes)
 
 
+def objects_of(truth: GroundTruth, image_id: int) -> list[dict]:
+    """The annotations of an image as :func:`draw_objects` takes them; its masks need its size."""
+    has_size = truth.imgs[image_id]["height"]
+    return [
+        row | {"segmentation": truth.annToRLE(row) if row.get("segmentation") and has_size else None}
+        for row in truth.imgToAnns[image_id]
+    ]
+
+
 def picture_rows(comparison: dict, image_folder: Path, image_ids: list) -> str:
     """Returns HTML: of each image the ground truth beside the detections of each initialization's first run.
 
@@ -68,11 +77,9 @@ def picture_rows(comparison: dict, image_folder: Path, image_ids: list) -> str:
                 pixels = np.asarray(opened.convert("RGB"))
         except OSError as error:
             raise RunError(f"{path} cannot be read as an image: {error}.") from error
-        objects = [
-            row | {"segmentation": truth.annToRLE(row) if row.get("segmentation") and info["height"] else None}
-            for row in truth.imgToAnns[info["id"]]
-        ]
-        columns = {"ground truth": objects} | {name: found.get(info["id"], []) for name, found in detections.items()}
+        columns = {"ground truth": objects_of(truth, info["id"])} | {
+            name: found.get(info["id"], []) for name, found in detections.items()
+        }
         cells = [draw_objects(pixels, members, names, name, path.name) for name, members in columns.items()]
         rows.append(pictures(cells, min(6, len(cells))))
     return "\n".join(rows)

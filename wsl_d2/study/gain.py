@@ -16,9 +16,7 @@ import json
 import math
 import os
 import random
-import re
 import shlex
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,14 +25,14 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from wsl_d2.checkpoint import WeightFile
+from wsl_d2.checkpoint import IncompleteLoadError, WeightFile
+from wsl_d2.checkpoint.convert import shape_of
 from wsl_d2.coco import GroundTruth, read_coco
 from wsl_d2.config import find_config_file, load_config
 from wsl_d2.data.read.detection_check import SECONDS_AT_START, check_detection, shared_images
 from wsl_d2.errors import ConfigError, FaultsError
 from wsl_d2.files import sha256_of, write_atomically
 from wsl_d2.modeling import RESNEXT_ARCHITECTURES, count_complexity
-from wsl_d2.modeling.resnext import STAGE_NAMES, TRUNKS
 from wsl_d2.study.claim import claim_folder
 from wsl_d2.study.study import Study
 
@@ -216,9 +214,10 @@ def prepare(question: Question, output: str | Path) -> GainStudy:
         ("gain_train", question.train, question.train_images),
         ("gain_val", question.val, question.val_images),
     ]
+    contents = json.loads(question.train.read_text(encoding="utf-8-sig"))
     for part in ("train", "val"):
         path = output / f"sweep_{part}.json"
-        _write_part(question.train, train, {i for i in train.imgs if (i in held_out) == (part == "val")}, path)
+        _write_part(contents, train, {i for i in train.imgs if (i in held_out) == (part == "val")}, path)
         rows.append((f"gain_sweep_{part}", path, question.train_images))
     base: dict = {
         "_BASE_": os.path.abspath(find_config_file(question.config_file)),
@@ -334,16 +333,12 @@ def _read(weights: str) -> WeightFile | None:
 
 def architecture_of(tensors: Mapping[str, torch.Tensor]) -> str | None:
     """Returns the key of RESNEXT_ARCHITECTURES that a backbone's tensors, by Detectron2's names, are of; or None."""
-    grouped = tensors.get("res2.0.conv2.weight")
-    if grouped is None:
+    try:
+        shape = shape_of("", tensors)
+    except IncompleteLoadError:
         return None
-    blocks = Counter(name.partition(".")[0] for name in tensors if re.fullmatch(r"res\d\.\d+\.conv2\.weight", name))
-    width = grouped.shape[1]
-    for name, (depth, groups, width_per_group) in RESNEXT_ARCHITECTURES.items():
-        expected = dict(zip(STAGE_NAMES, TRUNKS[depth].blocks_per_stage, strict=True))
-        if (blocks, grouped.shape[0] // width, width) == (expected, groups, width_per_group):
-            return name
-    return None
+    is_whole = sum(name.endswith(".conv2.weight") for name in tensors) == sum(shape.trunk.blocks_per_stage)
+    return shape.architecture if is_whole else None
 
 
 def _shared_architecture(files: Mapping[str, WeightFile | None]) -> str | None:
@@ -371,12 +366,13 @@ def _mask_format(train: GroundTruth) -> str:
     return "bitmask" if dict in kinds else "polygon"
 
 
-def _write_part(source: Path, truth: GroundTruth, numbers: set[int], path: Path) -> None:
+def _write_part(contents: dict, truth: GroundTruth, numbers: set[int], path: Path) -> None:
     """Writes the entries of some images as they are in the file."""
-    contents = json.loads(source.read_text(encoding="utf-8-sig"))
-    for key, name in (("images", "id"), ("annotations", "image_id")):
-        contents[key] = [row for row in contents[key] if truth.images.number(row.get(name)) in numbers]
-    write_atomically(path, json.dumps(contents))
+    part = {
+        key: [row for row in contents[key] if truth.images.number(row.get(name)) in numbers]
+        for key, name in (("images", "id"), ("annotations", "image_id"))
+    }
+    write_atomically(path, json.dumps(contents | part))
 
 
 def _seconds_per_image(backbone: str, side: int, num_gpus: int) -> float:

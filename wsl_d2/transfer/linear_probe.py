@@ -19,6 +19,7 @@ from wsl_d2.transfer.logistic_regression import CentredFeatures, LogisticRegress
 
 # Strengths tried, of the mean objective; features are scaled to unit variance on average before.
 L2_GRID = tuple(10.0**exponent for exponent in range(-8, 2))
+HELD_OUT_FRACTION = 0.1  # of the training images of each class, to choose the strength by
 _TOLERANCE_OF_PATH = 1e-6  # of the objective, in fits that only choose a strength
 _STANDARD_ERRORS = 3.0  # by which a strength is worse than the best before weaker ones are left out
 
@@ -107,7 +108,7 @@ def choose_l2(
     num_classes: int,
     *,
     grid: Sequence[float] = L2_GRID,
-    held_out_fraction: float = 0.1,
+    held_out_fraction: float = HELD_OUT_FRACTION,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> tuple[float, dict[float, float]]:
@@ -167,7 +168,7 @@ def linear_probe(
     *,
     l2: float | None = None,
     grid: Sequence[float] = L2_GRID,
-    held_out_fraction: float = 0.1,
+    held_out_fraction: float = HELD_OUT_FRACTION,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> ProbeResult:
@@ -225,7 +226,7 @@ def probe_features(
     *,
     l2: float | None = None,
     grid: Sequence[float] = L2_GRID,
-    held_out_fraction: float = 0.1,
+    held_out_fraction: float = HELD_OUT_FRACTION,
     shots: Sequence[int] = (),
     num_seeds: int = 5,
     seed: int = 0,

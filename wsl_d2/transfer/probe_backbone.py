@@ -20,7 +20,7 @@ from wsl_d2.data import HashtagDataset, register_datasets
 from wsl_d2.files import sha256_of, write_atomically
 from wsl_d2.hashtags import Vocabulary
 from wsl_d2.transfer.features import Features, ProbeError, extract_features, feature_key, open_probe_data
-from wsl_d2.transfer.linear_probe import L2_GRID, probe_features
+from wsl_d2.transfer.linear_probe import HELD_OUT_FRACTION, L2_GRID, probe_features
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def probe_backbone(
     *,
     l2: float | None = None,
     grid: Sequence[float] = L2_GRID,
-    held_out_fraction: float = 0.1,
+    held_out_fraction: float = HELD_OUT_FRACTION,
     shots: Sequence[int] = (),
     num_seeds: int = 5,
     seed: int = 0,
