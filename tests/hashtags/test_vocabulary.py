@@ -9,6 +9,7 @@ import pytest
 from command_line import wsl_d2
 
 from wsl_d2.hashtags import (
+    HashtagCounts,
     MappingPolicy,
     Match,
     Vocabulary,
@@ -310,6 +311,28 @@ def test_counts_are_read_from_json_and_text(tmp_path):
     (tmp_path / "bad.json").write_text('{"#dog": -1}')
     with pytest.raises(ValueError, match=r"bad\.json, entry '#dog'"):
         read_hashtag_counts(tmp_path / "bad.json")
+    (tmp_path / "empty.tsv").write_text("\n")
+    with pytest.raises(ValueError, match="there is no hashtag in it"):
+        read_hashtag_counts(tmp_path / "empty.tsv")
+
+
+def test_a_file_of_counts_is_never_in_memory_as_a_whole(tmp_path, wordnet):
+    import tracemalloc
+
+    nouns = [("dog", 9), ("cats", 7), ("brownbear", 1)]
+    lines = [f"{name}\t{count}\n" for name, count in nouns] + [f"{i:040d}\t1\n" for i in range(20_000)]
+    (tmp_path / "counts.tsv").write_text("".join(lines))
+    counts = HashtagCounts(tmp_path / "counts.tsv")
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in counts.items()) == 20_003
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < (tmp_path / "counts.tsv").stat().st_size / 4
+    built = Vocabulary.build("17k", wordnet, counts=counts, min_images=5)
+    assert built == Vocabulary.build("17k", wordnet, counts=dict(nouns), min_images=5) and len(built) == 2
+    assert built.built_with["num_hashtags_counted"] == 20_003
 
 
 def test_the_command_writes_a_vocabulary_and_says_its_size(tmp_path, imagenet):

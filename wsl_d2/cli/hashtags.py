@@ -113,10 +113,10 @@ def vocabulary(args: argparse.Namespace) -> None:
     wsl-d2 hashtags vocabulary --vocabulary birds --synsets birds.txt --output vocabulary.json --report report/
     """
     from wsl_d2.errors import VocabularyError
-    from wsl_d2.hashtags import Vocabulary, load_wordnet, read_hashtag_counts
+    from wsl_d2.hashtags import HashtagCounts, Vocabulary, load_wordnet
     from wsl_d2.hashtags.report import describe_vocabulary, format_description
 
-    counts = read_hashtag_counts(args.counts) if args.counts else None
+    counts = HashtagCounts(args.counts) if args.counts else None
     try:
         built = Vocabulary.build(
             args.vocabulary,

@@ -21,7 +21,7 @@ from wsl_d2.files import cache_folder, write_atomically
 from .normalize import normalize_hashtag
 from .wordnet import find_wordnet, load_wordnet, preferred_senses, synset_to_wnid
 
-_FORMAT = 1  # raise it when the content of the arrays changes
+_FORMAT = 2  # raise it when the content of the arrays changes
 
 _ENDING = 3  # letters of the shortest irregular plural
 # morphy's rules for nouns (morphy(7WN)), on spellings without spaces
@@ -51,7 +51,8 @@ class LemmaTable:
         self._offsets = arrays["offsets"]
         self._parents, self._parents_start = arrays["parents"], arrays["parents_start"]
         self._senses, self._senses_start = arrays["senses"], arrays["senses_start"]
-        nouns = _lines(arrays["keys"])
+        self._lemmas, self._lemmas_start = arrays["lemmas"], arrays["lemmas_start"]
+        self._nouns = nouns = _lines(arrays["keys"])
         self.words = dict.fromkeys(_lines(arrays["other_words"]), -1)
         self.words.update(zip(nouns, range(len(nouns)), strict=True))
         self.plurals: dict[str, tuple[str, ...]] = {}
@@ -71,11 +72,24 @@ class LemmaTable:
         places = self._senses[self._senses_start[row] : self._senses_start[row + 1]]
         return [f"n{offset:08d}" for offset in self._offsets[places].tolist()]
 
+    def synsets(self) -> list[str]:
+        """Returns the ids of all noun synsets, sorted."""
+        return [f"n{offset:08d}" for offset in self._offsets.tolist()]
+
+    def lemmas(self, wnid: str) -> list[str]:
+        """Returns the normalised spellings of a synset's lemmas, the most usual first."""
+        place = self._place(wnid)
+        rows = self._lemmas[self._lemmas_start[place] : self._lemmas_start[place + 1]]
+        return [self._nouns[row] for row in rows.tolist()]
+
     def parents(self, wnid: str) -> list[str]:
         """Returns the ids of a synset's hypernyms and instance hypernyms, sorted."""
-        place = int(np.searchsorted(self._offsets, int(wnid[1:])))
+        place = self._place(wnid)
         above = self._parents[self._parents_start[place] : self._parents_start[place + 1]]
         return [f"n{offset:08d}" for offset in self._offsets[above].tolist()]
+
+    def _place(self, wnid: str) -> int:
+        return int(self._offsets.searchsorted(np.int32(int(wnid[1:]))))  # another type would copy the offsets
 
     def is_a(self, wnid: str, ancestor: str) -> bool:
         """Whether ``ancestor`` is the synset itself or anywhere above it."""
@@ -128,6 +142,12 @@ def _compile(wordnet: Any, exceptions: Path) -> dict[str, np.ndarray]:
     for key in keys:
         senses += [position[offset] for offset in sorted(ranked[key], key=ranked[key].__getitem__)]
         senses_start.append(len(senses))
+    row_of = {key: row for row, key in enumerate(keys)}
+    lemmas: list[int] = []
+    lemmas_start = [0]
+    for synset in synsets:
+        lemmas += dict.fromkeys(row_of[key] for lemma in synset.lemma_names() if (key := normalize_hashtag(lemma)))
+        lemmas_start.append(len(lemmas))
     plurals = {}
     for line in exceptions.read_text(encoding="utf-8").splitlines():
         plural, *singulars = (normalize_hashtag(word) for word in line.split())
@@ -141,6 +161,8 @@ def _compile(wordnet: Any, exceptions: Path) -> dict[str, np.ndarray]:
         "keys": np.frombuffer("\n".join(keys).encode(), np.uint8),
         "senses": np.array(senses, np.int32),
         "senses_start": np.array(senses_start, np.int32),
+        "lemmas": np.array(lemmas, np.int32),
+        "lemmas_start": np.array(lemmas_start, np.int32),
         "plurals": np.frombuffer("\n".join(lines).encode(), np.uint8),
         "other_words": np.frombuffer("\n".join(sorted(others)).encode(), np.uint8),
     }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from .counts import Counts
 from .vocabulary import Vocabulary
 
 # Sizes after merging, in hashtags, as arXiv 1805.00932 names its vocabularies, and why ours differ.
@@ -25,9 +26,10 @@ _PAPER = {
     ),
 }
 _SHOWN = 15
+_EXAMPLES = 8  # of the hashtags dropped for a reason
 
 
-def describe_vocabulary(vocabulary: Vocabulary, counts: Mapping[str, int] | None = None) -> dict[str, Any]:
+def describe_vocabulary(vocabulary: Vocabulary, counts: Counts | None = None) -> dict[str, Any]:
     """Gathers the facts of a vocabulary.
 
     Args:
@@ -64,18 +66,24 @@ def describe_vocabulary(vocabulary: Vocabulary, counts: Mapping[str, int] | None
         return facts
     images = np.zeros(len(vocabulary), np.int64)
     dropped: Counter[str] = Counter()
-    examples: dict[str, list[tuple[str, int]]] = {}
-    mapped_pairs = mapped_distinct = 0
-    for hashtag, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+    frequent: dict[str, list[tuple[int, str]]] = {}
+    total = distinct = mapped_pairs = mapped_distinct = 0
+    for hashtag, count in counts.items():
         labels, reason, _ = mapping.map(hashtag)
+        total += count
+        distinct += 1
         if labels:
             mapped_pairs += count
             mapped_distinct += 1
-            images[list(labels)] += count
+            for label in labels:
+                images[label] += count
         else:
             dropped[reason] += count
-            if len(examples.setdefault(reason, [])) < 8:
-                examples[reason].append((hashtag, count))
+            found = frequent.setdefault(reason, [])
+            if len(found) < _EXAMPLES or -count <= found[-1][0]:
+                bisect.insort(found, (-count, hashtag))
+                del found[_EXAMPLES:]
+    examples = {reason: [(hashtag, -count) for count, hashtag in found] for reason, found in frequent.items()}
     order = np.argsort(-images, kind="stable")
     seen = order[images[order] > 0]
 
@@ -85,10 +93,9 @@ def describe_vocabulary(vocabulary: Vocabulary, counts: Mapping[str, int] | None
             for i in labels.tolist()
         ]
 
-    total = sum(counts.values())
     return facts | {
         "num_pairs": total,
-        "num_distinct": len(counts),
+        "num_distinct": distinct,
         "mapped_pairs": mapped_pairs,
         "mapped_distinct": mapped_distinct,
         "dropped_pairs": dict(dropped.most_common()),

@@ -17,10 +17,12 @@ import numpy as np
 from wsl_d2.errors import VocabularyError
 from wsl_d2.files import write_atomically
 
+from .counts import Counts
+from .lemma_table import LemmaTable, load_lemma_table
 from .mapping import HashtagMapping, rules_checksum
 from .normalize import normalize_hashtag
 from .policy import EXACT, MappingPolicy
-from .wordnet import WORDNET_VERSION, preferred_senses, synset_to_wnid, wnid_to_synset
+from .wordnet import WORDNET_VERSION, synset_to_wnid, wnid_to_synset
 
 FORMAT = "wsl_d2 vocabulary"
 FORMAT_VERSION = 2
@@ -128,7 +130,7 @@ class Vocabulary:
         cls,
         name: str,
         wordnet: Any,
-        counts: Mapping[str, int] | None = None,
+        counts: Counts | None = None,
         synsets: Iterable[str] | None = None,
         *,
         max_distance: int | None = None,
@@ -150,8 +152,9 @@ class Vocabulary:
                 `counts`, those that the mapping gives to any counted hashtag. "8.5k": the 8,500 of these that most
                 images carry. Any other name, with `synsets`.
             wordnet: the reader that `load_wordnet()` returns.
-            counts: hashtag, as people write it -> number of images. "8.5k" needs them, "17k" can use them, other names
-                ignore them.
+            counts: hashtag, as people write it -> number of images: a dict, or a
+                :class:`~wsl_d2.hashtags.counts.HashtagCounts`, which takes no memory. "8.5k" needs them, "17k" can use
+                them, other names ignore them.
             synsets: WordNet ids such as "n02084071", in any order, for a free name only.
             max_distance, ambiguous: see `MappingPolicy`; by default the distance of `BUILTIN_NAMES`, 0 for a free name.
             min_images, max_labels: of "17k" and "8.5k", leave out labels on fewer counted images, and keep the most
@@ -182,31 +185,33 @@ class Vocabulary:
             )
         distance = BUILTIN_NAMES.get(name, 0) if max_distance is None else max_distance
         policy = MappingPolicy(max_distance=distance, ambiguous=ambiguous).check()
+        table = load_lemma_table(str(wordnet.root))
+        members: dict[str, Any]
         chosen_one_by_one = name not in ("17k", "8.5k")
         if chosen_one_by_one:
             builtin = {"1.5k": imagenet_1k_synsets, "coco": coco_synsets}
             wnids = sorted(set(builtin[name]() if synsets is None else synsets))
-            members = [wnid_to_synset(wordnet, wnid) for wnid in wnids]
+            members = {wnid: wnid_to_synset(wordnet, wnid) for wnid in wnids}
         else:
-            members = list(wordnet.all_synsets("n"))
-        merged = _merge_synonyms(wordnet, members)
+            members = dict.fromkeys(table.synsets())
+        merged = _merge_synonyms(table, list(members))
         built_with: dict[str, Any] = {"num_synsets_given": len(members)}
         if chosen_one_by_one:
-            lost = [synset for synset in members if synset_to_wnid(synset) not in merged]
+            lost = [synset for wnid, synset in members.items() if wnid not in merged]
             built_with["disambiguated"] = _disambiguate(lost, merged)
         elif counts is not None:
             everything = cls(name, sorted(merged), [merged[wnid] for wnid in sorted(merged)], policy=policy)
-            image_counts = count_labels(everything, counts)
+            image_counts, num_counted = count_labels(everything, counts)
             frequent = [wnid for wnid, number in image_counts.items() if number >= min_images]
             kept = sorted(frequent, key=lambda wnid: (-image_counts[wnid], wnid))
             kept = kept[: max_labels or (NUM_MOST_FREQUENT if name == "8.5k" else None)]
             if not kept:
                 raise VocabularyError(
-                    f"none of the {len(counts)} counted hashtags is a noun of WordNet on at least {min_images} images; "
-                    "counts must map hashtags such as 'brownbear' to numbers of images"
+                    f"none of the {num_counted:,} counted hashtags is a noun of WordNet on at least {min_images} "
+                    "images; counts must map hashtags such as 'brownbear' to numbers of images"
                 )
             merged = {wnid: merged[wnid] for wnid in kept}
-            built_with["num_hashtags_counted"] = len(counts)
+            built_with["num_hashtags_counted"] = num_counted
             built_with["smallest_image_count"] = image_counts[kept[-1]]
         wnids = sorted(merged)
         vocabulary = cls(name, wnids, [merged[wnid] for wnid in wnids], built_with, policy)
@@ -329,45 +334,6 @@ def coco_synsets() -> list[str]:
     return [line.split("\t")[0] for line in lines if not line.startswith("#")]
 
 
-def read_hashtag_counts(path: str | os.PathLike[str]) -> dict[str, int]:
-    """Reads how many images carry each hashtag.
-
-    Args:
-        path: JSON, one object of hashtag -> number of images; or, under any name not ending in .json, text
-            with one `hashtag<TAB>number` a line.
-
-    Raises:
-        VocabularyError: a line or entry is not of that form, or there is none; the message names the file and the line.
-    """
-    path = Path(path)
-    counts: dict[str, int] = {}
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise VocabularyError(f"{path} cannot be read: {error}") from error
-    entries: list[tuple[str, str, Any]] = []
-    if path.suffix == ".json":
-        try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise VocabularyError(f"{path}: not valid JSON ({error})") from error
-        if not isinstance(content, dict):
-            raise VocabularyError(f"{path}: expected a JSON object of hashtag -> number of images")
-        entries = [(f"entry {hashtag!r}", hashtag, count) for hashtag, count in content.items()]
-    else:
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                hashtag, _, count = line.rstrip("\r").rpartition("\t")
-                entries.append((f"line {number}", hashtag, int(count) if count.strip().isdecimal() else None))
-    for place, hashtag, count in entries:
-        if not hashtag or not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise VocabularyError(f"{path}, {place}: expected a hashtag, a tab and its number of images, 0 or more")
-        counts[hashtag] = counts.get(hashtag, 0) + count
-    if not counts:
-        raise VocabularyError(f"{path}: there is no hashtag in it")
-    return counts
-
-
 def _read_content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -409,31 +375,18 @@ def _checksum(
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
-def _merge_synonyms(wordnet: Any, members: Iterable[Any]) -> dict[str, list[str]]:
-    """Gives each hashtag to its most frequent sense among `members`; leaves synsets without any out."""
-    claims: dict[str, tuple[int, str]] = {}  # hashtag -> (rank of the sense, wnid) of the best claim so far
-    lemma_order: dict[str, list[str]] = {}
-    ranks: dict[str, dict[int, int]] = {}  # lemma -> offset -> rank
-    for synset in members:
-        wnid = synset_to_wnid(synset)
-        lemma_order[wnid] = []
-        for lemma in synset.lemma_names():
-            hashtag = normalize_hashtag(lemma)
-            if not hashtag:
-                continue
-            lemma = lemma.lower()  # WordNet's index, and so its order of senses, ignores case
-            if lemma not in ranks:
-                senses = wordnet.synsets(lemma, "n")
-                ranks[lemma] = {sense.offset(): rank for rank, sense in reversed(list(enumerate(senses)))}
-            rank = (
-                -1 if preferred_senses().get(hashtag) == wnid else ranks[lemma].get(synset.offset(), len(ranks[lemma]))
-            )
-            claim = (rank, wnid)
-            claims[hashtag] = min(claims.get(hashtag, claim), claim)
-            lemma_order[wnid].append(hashtag)
+def _merge_synonyms(table: LemmaTable, members: Sequence[str]) -> dict[str, list[str]]:
+    """Gives each spelling to its most frequent sense among ``members``; leaves synsets without any out."""
+    among = set(members)
+    owner: dict[str, str] = {}
     merged = {}
-    for wnid, hashtags in lemma_order.items():
-        own = list(dict.fromkeys(hashtag for hashtag in hashtags if claims[hashtag][1] == wnid))
+    for wnid in members:
+        own = []
+        for key in table.lemmas(wnid):
+            if key not in owner:
+                owner[key] = next(sense for sense in table.senses(key) if sense in among)
+            if owner[key] == wnid:
+                own.append(key)
         if own:
             merged[wnid] = own
     return merged
@@ -455,15 +408,21 @@ def _disambiguate(lost: Iterable[Any], merged: dict[str, list[str]]) -> dict[str
     return given
 
 
-def count_labels(vocabulary: Vocabulary, counts: Mapping[str, int]) -> dict[str, int]:
-    """Returns synset -> number of images, for the labels that the mapping gives to any of the counted hashtags.
+def count_labels(vocabulary: Vocabulary, counts: Counts) -> tuple[dict[str, int], int]:
+    """Counts the images of labels by those of hashtags.
 
     Args:
         vocabulary: any.
         counts: hashtag -> number of images. An image that carries two spellings of a label counts twice.
+
+    Returns:
+        synset -> number of images, for the labels that the mapping gives to any of the hashtags; and how many hashtags
+        there are.
     """
     images: Counter[str] = Counter()
+    number = 0
     for hashtag, count in counts.items():
+        number += 1
         for label in vocabulary.mapping.map(hashtag).labels:
             images[vocabulary.synsets[label]] += count
-    return {wnid: count for wnid, count in images.items() if count > 0}
+    return {wnid: count for wnid, count in images.items() if count > 0}, number

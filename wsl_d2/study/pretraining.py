@@ -32,7 +32,7 @@ from wsl_d2.data.posts.count import CountOptions, count_hashtags
 from wsl_d2.engine.schedule import images_to_process
 from wsl_d2.errors import UserError
 from wsl_d2.files import write_atomically
-from wsl_d2.hashtags import Vocabulary, load_wordnet, read_hashtag_counts
+from wsl_d2.hashtags import HashtagCounts, Vocabulary, load_wordnet
 from wsl_d2.study.claim import claim_folder
 
 _SMALL = "resnext26_8x4d"  # for small images; its rate was chosen on the mini-world
@@ -175,9 +175,9 @@ def _find_vocabulary(
     else:
         counts = None
         if name in ("17k", "8.5k"):
-            count_hashtags(posts or [str(photos / "*.tar")], output / "counts", columns, workers=workers)
-            counts = read_hashtag_counts(output / "counts" / "hashtag_counts.tsv")
-            say(f"{output / 'counts'}: {len(counts):,} different hashtags")
+            counted = count_hashtags(posts or [str(photos / "*.tar")], output / "counts", columns, workers=workers)
+            counts = HashtagCounts(output / "counts" / "hashtag_counts.tsv")
+            say(f"{output / 'counts'}: {counted['distinct']:,} different hashtags")
         chosen = {"min_images": min_images} if counts else {}
         vocabulary = Vocabulary.build(name, load_wordnet(), counts=counts, **chosen)  # type: ignore[arg-type]
     vocabulary.save(path)
