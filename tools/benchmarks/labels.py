@@ -114,6 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
         "golden, held out": lambda v: read_golden(v, "held out"),
         "real, tuning": lambda v: read_real(v, "tuning"),
         "real, held out": lambda v: read_real(v, "held_out"),
+        "real, held out 2": lambda v: read_real(v, "second_held_out"),
     }
     print(f"{'vocabulary':11} {'hashtags':17} {'precision':34} recall")
     with tempfile.TemporaryDirectory() as folder:

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from wsl_d2.data.format.origin import Origins
 from wsl_d2.data.format.tar import TarContent, TarImage, read_tar
 from wsl_d2.errors import ShardError
 from wsl_d2.files import write_atomically
@@ -63,6 +64,7 @@ class ShardIndex:
         tar_bytes: its size.
         ignored: kind of member -> how many were ignored, and the first one's name.
         source: anything by which the writer of the shard recognizes its input.
+        origins: who posted the images, when and where; None if nothing is known.
     """
 
     keys: np.ndarray
@@ -74,6 +76,7 @@ class ShardIndex:
     tar_bytes: int = 0
     ignored: dict[str, tuple[int, str]] = field(default_factory=dict)
     source: str = ""
+    origins: Origins | None = None
 
     def read_image(self, file: int, row: int) -> bytes | None:
         """Reads an encoded image from the open tar ``file``; None if it has changed since it was indexed."""
@@ -115,6 +118,7 @@ def make_index(content: TarContent, hashtags_column: str, source: str = "") -> S
         tar_bytes=content.num_bytes,
         ignored=content.ignored,
         source=source,
+        origins=Origins.of([image.metadata for image in images]),
     )
 
 
@@ -170,6 +174,13 @@ def write_index(tar_path: str | Path, index: ShardIndex) -> None:
             f"hashtags{place}_codes": column.codes,
             f"hashtags{place}_names": _json_bytes(column.names),
         }
+    if index.origins:
+        arrays |= {
+            "users": index.origins.users,
+            "years": index.origins.years,
+            "places": index.origins.places,
+            "place_names": _json_bytes(index.origins.place_names),
+        }
     facts = {
         "version": _VERSION,
         "columns": list(index.hashtags),
@@ -198,7 +209,7 @@ def read_index(tar_path: str | Path, *, with_hashtags: bool = True, mapped: bool
 
     Args:
         tar_path: the shard.
-        with_hashtags: read the raw hashtags, too, which training does not need.
+        with_hashtags: read the raw hashtags and the origins, too, which training does not need.
         mapped: see :func:`map_arrays`.
 
     Raises:
@@ -226,11 +237,34 @@ def read_index(tar_path: str | Path, *, with_hashtags: bool = True, mapped: bool
                 tar_bytes=facts["tar_bytes"],
                 ignored={kind: (count, first) for kind, (count, first) in facts["ignored"].items()},
                 source=facts["source"],
+                origins=_origins(arrays) if with_hashtags else None,
             )
         _check(index)
     except _DAMAGE as error:
         raise ShardError(f"{path}: missing or damaged shard index ({error}); index the shard again.") from error
     return map_arrays(index, path, ("keys", "offsets", "sizes", "crc32")) if mapped else index
+
+
+def read_origins(tar_path: str | Path) -> Origins | None:
+    """Returns the origins of a shard's images alone, None if its tar names none.
+
+    Raises:
+        ShardError: the index is missing, unreadable or of another version.
+    """
+    path = index_path(tar_path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            _facts(arrays)
+            return _origins(arrays)
+    except _DAMAGE as error:
+        raise ShardError(f"{path}: missing or damaged shard index ({error}); index the shard again.") from error
+
+
+def _origins(arrays: Any) -> Origins | None:
+    if "users" not in arrays:
+        return None
+    names = json.loads(bytes(arrays["place_names"]))
+    return Origins(arrays["users"], arrays["years"], arrays["places"], names)
 
 
 def read_facts(tar_path: str | Path) -> dict[str, Any]:
@@ -260,6 +294,8 @@ def _facts(arrays: Any) -> dict[str, Any]:
 def _check(index: ShardIndex) -> None:
     n = len(index.keys)
     lengths = {len(index.offsets), len(index.sizes), len(index.crc32)}
+    if index.origins:
+        lengths |= {len(index.origins.users), len(index.origins.years), len(index.origins.places)}
     lengths |= {len(column.indptr) - 1 for column in index.hashtags.values()}
     if lengths != {n}:
         raise ValueError(f"its arrays have {sorted(lengths | {n})} images")

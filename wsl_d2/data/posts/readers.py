@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from wsl_d2.data.format.origin import Origin, read_origin
 from wsl_d2.data.format.tar import read_tar
 from wsl_d2.errors import UserError
 from wsl_d2.hashtags import parse_caption, parse_hashtags
@@ -34,7 +35,9 @@ _WHOLE_FLOATS = 2.0**53  # beyond, a float has lost digits of a whole number
 
 # Columns of YFCC100M's metadata (Thomee et al., arXiv 1503.01817): files of 25 columns begin with a row number and
 # have a hash after the identifier; the older ones of 23 columns do not.
-_YFCC_COLUMNS = {25: (1, 10, 24), 23: (0, 8, 22)}  # number of columns -> identifier, user tags, marker (1: video)
+# number of columns -> identifier, user tags, marker (1: video), user, date taken, longitude, latitude
+_YFCC_COLUMNS = {25: (1, 10, 24, 3, 5, 12, 13), 23: (0, 8, 22, 1, 3, 10, 11)}
+_YFCC_NAMES = ("photoid", "usertags", "marker", "uid", "datetaken", "longitude", "latitude")  # of its SQLite file
 _YFCC_TABLE = "yfcc100m_dataset"  # of its SQLite file
 _ENDINGS = {
     ".parquet": "parquet",
@@ -48,7 +51,7 @@ _ENDINGS = {
     ".db": "sqlite",
 }
 
-Row = tuple[str, list[str]]
+Row = tuple[str, list[str], Origin]
 
 
 class PostsError(UserError, ValueError):
@@ -63,11 +66,29 @@ class Columns:
         key: name of the column.
         hashtags: name of the column; see :func:`wsl_d2.hashtags.parse.parse_hashtags` for what it may hold.
         is_caption: only the #words of its text are hashtags.
+        user, time, place: names of the columns of an image's origin, "" for none; two columns of coordinates are
+            "longitude,latitude".
     """
 
     key: str = "key"
     hashtags: str = "hashtags"
     is_caption: bool = False
+    user: str = ""
+    time: str = ""
+    place: str = ""
+
+    @property
+    def origin(self) -> list[str]:
+        """The columns of the origin that are asked for."""
+        return [name for name in (self.user, self.time, *self.place.split(",")) if name]
+
+    def origin_of(self, value: Callable[[str], Any]) -> Origin:
+        """Returns the origin of a row, of which ``value`` gives a column."""
+        if not self.origin:
+            return Origin()
+        user, time = (value(name) if name else None for name in (self.user, self.time))
+        place = [value(name) for name in self.place.split(",") if name]
+        return read_origin(user, time, place if len(place) > 1 else place[0] if place else None)
 
     def parse(self, value: Any) -> list[str]:
         """Returns the hashtags of a row; ValueError is the reason why there are none."""
@@ -88,6 +109,7 @@ class Chunk:
         num_rows: rows read, whatever became of them.
         skipped: reason -> rows that are not images, such as videos.
         rejected: (row number, reason, beginning of the row) of rows that cannot be used.
+        origins: (n,) of the images; empty where no column of them was asked for and the format has none.
     """
 
     keys: pa.Array
@@ -95,6 +117,7 @@ class Chunk:
     num_rows: int
     skipped: dict[str, int] = field(default_factory=dict)
     rejected: list[tuple[int, str, str]] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
 
 
 class _SkippedRow(ValueError):
@@ -123,6 +146,10 @@ def read_posts(
     hashtags_column: str = "hashtags",
     caption_column: str | None = None,
     row_groups: tuple[int, int] | None = None,
+    *,
+    user_column: str = "",
+    time_column: str = "",
+    place_column: str = "",
 ) -> Iterator[Chunk]:
     """Reads a file chunk by chunk; memory stays bounded however large it is (but for "json", one list of all).
 
@@ -132,11 +159,13 @@ def read_posts(
         key_column, hashtags_column: names in all formats but YFCC100M's.
         caption_column: a text whose #words are the hashtags, instead of ``hashtags_column``.
         row_groups: of a Parquet file, first and behind the last; all if None.
+        user_column, time_column, place_column: see :class:`Columns`; YFCC100M's are known.
 
     Raises:
         PostsError: the file cannot be read, is truncated, or has no such column.
     """
-    columns = Columns(key_column, caption_column or hashtags_column, caption_column is not None)
+    is_caption = caption_column is not None
+    columns = Columns(key_column, caption_column or hashtags_column, is_caption, user_column, time_column, place_column)
     if kind not in FORMATS:
         raise PostsError(f"unknown format {kind!r}; choose one of {', '.join(FORMATS)}.")
     try:
@@ -169,6 +198,7 @@ def _collect(rows: Iterable[tuple[bytes, Callable[[], Row]]]) -> Iterator[Chunk]
     """Gathers (beginning of the row, what gives its key and hashtags) into chunks."""
     keys: list[str] = []
     hashtags: list[list[str]] = []
+    origins: list[Origin] = []
     skipped: dict[str, int] = {}
     rejected: list[tuple[int, str, str]] = []
     start = number = 0
@@ -181,9 +211,10 @@ def _collect(rows: Iterable[tuple[bytes, Callable[[], Row]]]) -> Iterator[Chunk]
             number - start,
             dict(skipped),
             list(rejected),
+            list(origins),
         )
         start = number
-        for one in (keys, hashtags, skipped, rejected):
+        for one in (keys, hashtags, skipped, rejected, origins):
             one.clear()
         return chunk
 
@@ -191,7 +222,7 @@ def _collect(rows: Iterable[tuple[bytes, Callable[[], Row]]]) -> Iterator[Chunk]
         try:
             if len(raw) > MAX_ROW_BYTES:
                 raise ValueError(f"longer than {MAX_ROW_BYTES} bytes")
-            key, found = parse()
+            key, found, origin = parse()
         except _SkippedRow as reason:
             skipped[str(reason)] = skipped.get(str(reason), 0) + 1
         except ValueError as reason:
@@ -199,6 +230,7 @@ def _collect(rows: Iterable[tuple[bytes, Callable[[], Row]]]) -> Iterator[Chunk]
         else:
             keys.append(key)
             hashtags.append(found)
+            origins.append(origin)
         if number - start >= CHUNK_ROWS:
             yield take()
     yield take()
@@ -259,7 +291,8 @@ def _row_parser(row: Any, columns: Columns) -> Callable[[], Row]:
     def parse() -> Row:
         if not isinstance(row, dict):
             raise ValueError("no JSON object")
-        return _key(_nested(row, columns.key), columns.key), columns.parse(_nested(row, columns.hashtags))
+        origin = columns.origin_of(lambda name: _nested(row, name))
+        return _key(_nested(row, columns.key), columns.key), columns.parse(_nested(row, columns.hashtags)), origin
 
     return parse
 
@@ -308,7 +341,8 @@ def _csv_rows(path: str, columns: Columns) -> Iterator[dict]:
 def _check_columns(path: str, names: list[str], columns: Columns) -> None:
     if repeated := sorted({name for name in names if names.count(name) > 1} & {columns.key, columns.hashtags}):
         raise PostsError(f"{path} has several columns named {repeated[0]!r}; rename all but one.")
-    wanted = {columns.key: "--key-column", columns.hashtags: "--hashtags-column or --caption-column"}
+    wanted = dict.fromkeys(columns.origin, "--user-column, --time-column or --place-column")
+    wanted |= {columns.key: "--key-column", columns.hashtags: "--hashtags-column or --caption-column"}
     if missing := [name for name in wanted if name not in names and name.partition(".")[0] not in names]:
         raise PostsError(
             f"{path} has no column {missing[0]!r}; it has {', '.join(map(repr, names)) or 'none'}. Choose one with "
@@ -325,23 +359,26 @@ def _sqlite_rows(path: str, columns: Columns) -> Iterator[tuple[bytes, Callable[
             name.decode() for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         ]
         if _YFCC_TABLE in tables:
-            query = f"SELECT photoid, usertags, marker FROM {_YFCC_TABLE}"
-            for key, tags, marker in connection.execute(query):
-                yield b"\t".join(map(_raw, (key, tags, marker))), _yfcc_parser(_raw(key), _raw(tags), _raw(marker))
+            there = {_text(row[1]) for row in connection.execute(f'PRAGMA table_info("{_YFCC_TABLE}")')}
+            names = ", ".join(name if name in there else "NULL" for name in _YFCC_NAMES)
+            for values in connection.execute(f"SELECT {names} FROM {_YFCC_TABLE}"):
+                raw = [_raw(value) for value in values]
+                yield b"\t".join(raw[:3]), _yfcc_parser(*raw)
             return
         described = {
             name: [_text(row[1]) for row in connection.execute(f'PRAGMA table_info("{name}")')] for name in tables
         }
-        fitting = [name for name, names in described.items() if {columns.key, columns.hashtags} <= set(names)]
+        wanted = dict.fromkeys((columns.key, columns.hashtags, *columns.origin))
+        fitting = [name for name, names in described.items() if wanted.keys() <= set(names)]
         if len(fitting) != 1:
             shown = "; ".join(f"{name}: {', '.join(names)}" for name, names in described.items()) or "no table"
             raise PostsError(
-                f"{path}: {len(fitting)} tables have the columns {columns.key!r} and {columns.hashtags!r} ({shown}). "
+                f"{path}: {len(fitting)} tables have the columns {' and '.join(map(repr, wanted))} ({shown}). "
                 "Choose with --key-column and --hashtags-column."
             )
-        names = columns.key, columns.hashtags
-        for values in connection.execute(f'SELECT "{names[0]}", "{names[1]}" FROM "{fitting[0]}"'):
-            yield b"\t".join(map(_raw, values)), _sqlite_parser(values, columns)
+        chosen = ", ".join(f'"{name}"' for name in wanted)
+        for values in connection.execute(f'SELECT {chosen} FROM "{fitting[0]}"'):
+            yield b"\t".join(map(_raw, values)), _sqlite_parser(dict(zip(wanted, values, strict=True)), columns)
     finally:
         connection.close()
 
@@ -350,10 +387,10 @@ def _raw(value: Any) -> bytes:
     return value if isinstance(value, bytes) else b"" if value is None else str(value).encode()
 
 
-def _sqlite_parser(values: tuple, columns: Columns) -> Callable[[], Row]:
+def _sqlite_parser(values: dict[str, Any], columns: Columns) -> Callable[[], Row]:
     def parse() -> Row:
-        key, hashtags = (_text(value) if isinstance(value, bytes) else value for value in values)
-        return _key(key, columns.key), columns.parse(hashtags)
+        row = {name: _text(value) if isinstance(value, bytes) else value for name, value in values.items()}
+        return _row_parser(row, columns)()
 
     return parse
 
@@ -376,7 +413,7 @@ def _failing(reason: str) -> Callable[[], Row]:
     return parse
 
 
-def _yfcc_parser(raw_key: bytes, raw_tags: bytes, raw_marker: bytes) -> Callable[[], Row]:
+def _yfcc_parser(raw_key: bytes, raw_tags: bytes, raw_marker: bytes, *raw_origin: bytes) -> Callable[[], Row]:
     def parse() -> Row:
         key, tags, marker = _text(raw_key), _text(raw_tags), _text(raw_marker)
         if not (key.isascii() and key.isdecimal()):
@@ -386,9 +423,11 @@ def _yfcc_parser(raw_key: bytes, raw_tags: bytes, raw_marker: bytes) -> Callable
         if marker == "1":
             raise _SkippedRow("video")
         try:
-            return key, [urllib.parse.unquote_plus(tag, errors="strict") for tag in tags.split(",") if tag]
+            found = [urllib.parse.unquote_plus(tag, errors="strict") for tag in tags.split(",") if tag]
         except UnicodeDecodeError as error:
             raise ValueError("tags are not URL-encoded UTF-8") from error
+        user, taken, *coordinates = (raw.decode("ascii", "replace") for raw in raw_origin)
+        return key, found, read_origin(user, taken, coordinates)
 
     return parse
 
@@ -405,7 +444,8 @@ def _tar_parser(image: Any, columns: Columns) -> Callable[[], Row]:
     def parse() -> Row:
         if image.metadata is None:
             raise ValueError(image.problem)
-        return image.key, columns.parse(_nested(image.metadata, columns.hashtags))
+        origin = columns.origin_of(lambda name: _nested(image.metadata, name))
+        return image.key, columns.parse(_nested(image.metadata, columns.hashtags)), origin
 
     return parse
 
@@ -416,13 +456,15 @@ def _read_parquet(path: str, columns: Columns, row_groups: tuple[int, int] | Non
         _check_columns(path, table.schema_arrow.names, columns)
         start, end = row_groups or (0, table.num_row_groups)
         first = sum(table.metadata.row_group(i).num_rows for i in range(start))
-        names = list(dict.fromkeys(name.partition(".")[0] for name in (columns.key, columns.hashtags)))
-        names += [name for name in (columns.key, columns.hashtags) if name in table.schema_arrow.names]
+        wanted = (columns.key, columns.hashtags, *columns.origin)
+        names = list(dict.fromkeys(name.partition(".")[0] for name in wanted))
+        names += [name for name in wanted if name in table.schema_arrow.names]
         for batch in table.iter_batches(
             CHUNK_ROWS, row_groups=list(range(start, end)), columns=list(dict.fromkeys(names))
         ):
             keys, hashtags = (_arrow_column(path, batch, name) for name in (columns.key, columns.hashtags))
-            yield _parquet_chunk(path, keys, hashtags, columns, first)
+            origins = {name: _arrow_column(path, batch, name).to_pylist() for name in columns.origin}
+            yield _parquet_chunk(path, keys, hashtags, columns, first, origins)
             first += len(batch)
 
 
@@ -437,7 +479,9 @@ def _arrow_column(path: str, batch: pa.RecordBatch, name: str) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-def _parquet_chunk(path: str, keys: pa.Array, hashtags: pa.Array, columns: Columns, first: int) -> Chunk:
+def _parquet_chunk(
+    path: str, keys: pa.Array, hashtags: pa.Array, columns: Columns, first: int, origins: dict[str, list]
+) -> Chunk:
     """Whole columns at once where they are lists of sound strings, row by row otherwise."""
     bad: dict[int, str] = {}
     keys = _parquet_keys(keys, columns.key, bad)
@@ -469,7 +513,11 @@ def _parquet_chunk(path: str, keys: pa.Array, hashtags: pa.Array, columns: Colum
     good = np.ones(len(keys), bool)
     good[list(bad)] = False
     mask = pa.array(good)
-    return Chunk(keys.filter(mask), pc.fill_null(lists, []).filter(mask), len(keys), {}, rejected)
+    found: list[Origin] = []
+    if origins:
+        rows = (dict(zip(origins, values, strict=True)) for values in zip(*origins.values(), strict=True))
+        found = [columns.origin_of(row.__getitem__) for row, is_good in zip(rows, good, strict=True) if is_good]
+    return Chunk(keys.filter(mask), pc.fill_null(lists, []).filter(mask), len(keys), {}, rejected, found)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections import Counter
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from wsl_d2.data.format.manifest import finish_dataset
+from wsl_d2.data.format.origin import Origin
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES
 from wsl_d2.data.posts.readers import detect_post_format, read_posts
 from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
@@ -22,7 +24,7 @@ from wsl_d2.hashtags import Vocabulary
 
 IMAGE_CHECKS = ("none", "header", "full")
 
-Post = tuple[str, list[str]]
+Post = tuple[str, list[str], Origin]
 
 
 def _key_of(post: Post) -> str:
@@ -31,8 +33,8 @@ def _key_of(post: Post) -> str:
     return stem if ending.lower().lstrip(".") in IMAGE_EXTENSIONS else post[0]
 
 
-def _facts_of(post: Post) -> Post:
-    return post
+def _facts_of(post: Post) -> tuple:
+    return post if any(post[2]) else post[:2]
 
 
 def load_post(
@@ -41,13 +43,13 @@ def load_post(
     """Returns the sample of a post; ValueError is the reason for rejecting it.
 
     Args:
-        post: key and hashtags.
+        post: key, hashtags and origin.
         images: a pattern with {key} in it, or the folder of ``found``.
         found: the images in that folder.
         check: one of ``IMAGE_CHECKS``.
         only_labelled: rejects posts that have no label of this vocabulary.
     """
-    key, hashtags = post
+    key, hashtags, origin = post
     if only_labelled is not None and not len(only_labelled.labels(hashtags)):
         raise ValueError("no label")
     place = images.format(key=key) if found is None else os.path.join(images, found.find(_key_of(post)))
@@ -61,7 +63,7 @@ def load_post(
                 decode(image)
         except DamagedImageError as error:
             raise ValueError(error.reason) from error
-    return _key_of(post), data, {"hashtags": hashtags}
+    return _key_of(post), data, {"hashtags": hashtags} | origin.metadata()
 
 
 def make_shards(
@@ -78,6 +80,10 @@ def make_shards(
     key_column: str = "key",
     hashtags_column: str = "hashtags",
     caption_column: str | None = None,
+    user_column: str = "",
+    time_column: str = "",
+    place_column: str = "",
+    max_images_per_user: int | None = None,
 ) -> dict:
     """Writes posts and their images as shards, indexes them and finishes the dataset.
 
@@ -98,6 +104,10 @@ def make_shards(
         check: "none", "header" (format and size) or "full" (decodes every image).
         only_labelled: leave out posts without a label of the vocabulary; by default they are kept, for another one.
         key_column, hashtags_column, caption_column: names in the posts; hashtags come from the caption if it is given.
+        user_column, time_column, place_column: who posted each image, when and where, which is kept as
+            :mod:`wsl_d2.data.format.origin` tells; two columns of coordinates are "longitude,latitude". YFCC100M's are
+            known.
+        max_images_per_user: only so many posts of a poster are taken, the first ones; a post without an image counts.
 
     Returns:
         The manifest; "account" in it says what became of the posts.
@@ -108,9 +118,12 @@ def make_shards(
         UserError: a value is out of range, or the images' store does not answer.
     """
     posts = list(posts)
-    _check_options(images, check, images_per_shard)
+    _check_options(images, check, images_per_shard, max_images_per_user)
     found = ImageFolder(images) if os.path.isdir(images) else None
     formats = [kind or detect_post_format(path) for path in posts]
+    if max_images_per_user is not None and not user_column and set(formats) != {"yfcc100m"}:
+        raise UserError("a limit of images per user needs the column that says who posted them: --user-column NAME.")
+    origin = {"user_column": user_column, "time_column": time_column, "place_column": place_column}
     facts = {
         "made_by": "data make",
         "posts": [[os.path.basename(path), os.path.getsize(path) if os.path.isfile(path) else None] for path in posts],
@@ -119,10 +132,12 @@ def make_shards(
         "images_per_shard": images_per_shard,
         "check": check,
         "only_labelled": only_labelled,
-        "columns": [key_column, caption_column or hashtags_column],
+        "columns": [key_column, caption_column or hashtags_column, *filter(None, origin.values())],
+        "max_images_per_user": max_images_per_user,
     }
     account: Counter = Counter()
     options = {"key_column": key_column, "hashtags_column": hashtags_column, "caption_column": caption_column}
+    options |= origin
     rows = _rows(posts, formats, account, options)
     first = next(rows, None)  # the first file is read before anything is written
     if first is None:
@@ -134,11 +149,15 @@ def make_shards(
         load_post, images=images, found=found, check=check, only_labelled=vocabulary if only_labelled else None
     )
     writing = Writing(load, _key_of, _facts_of, vocabulary, json.dumps([images, check, only_labelled]), is_url(images))
-    account += write_dataset(output, writing, _parts(output, _chain(first, rows), images_per_shard), workers)
+    account += write_dataset(
+        output, writing, _parts(output, _chain(first, rows), images_per_shard, max_images_per_user), workers
+    )
     return finish_dataset(output, vocabulary, {"account": dict(sorted(account.items()))})
 
 
-def _check_options(images: str, check: str, images_per_shard: int) -> None:
+def _check_options(images: str, check: str, images_per_shard: int, max_images_per_user: int | None) -> None:
+    if max_images_per_user is not None and max_images_per_user < 1:
+        raise UserError(f"max_images_per_user is 1 or more, got {max_images_per_user}.")
     if check not in IMAGE_CHECKS or images_per_shard < 1:
         raise UserError(
             f"check is one of {', '.join(IMAGE_CHECKS)} and images_per_shard is positive; got {check!r} and "
@@ -208,7 +227,8 @@ def _rows(posts: list[str], formats: list[str], account: Counter, options: dict)
                 account[reason] += count
             for _, reason, _ in chunk.rejected:
                 account[reason] += 1
-            yield from zip(chunk.keys.to_pylist(), chunk.hashtags.to_pylist(), strict=True)
+            origins = chunk.origins or itertools.repeat(Origin(), len(chunk.keys))
+            yield from zip(chunk.keys.to_pylist(), chunk.hashtags.to_pylist(), origins, strict=True)
 
 
 def _chain(first: Post, rows: Iterator[Post]) -> Iterator[Post]:
@@ -216,16 +236,28 @@ def _chain(first: Post, rows: Iterator[Post]) -> Iterator[Post]:
     yield from rows
 
 
-def _parts(output: Path, rows: Iterator[Post], images_per_shard: int) -> Iterator[ShardPart]:
+def _parts(
+    output: Path, rows: Iterator[Post], images_per_shard: int, max_images_per_user: int | None
+) -> Iterator[ShardPart]:
     seen = SeenKeys()
+    of_user: Counter[int] = Counter()
     batch: list[Post] = []
     number = 0
 
     def part() -> ShardPart:
         nonlocal number
-        repeated = seen.add([_key_of(post) for post in batch])
-        items = [post for post, again in zip(batch, repeated, strict=True) if not again]
-        rejected = [(post[0], "repeated key") for post, again in zip(batch, repeated, strict=True) if again]
+        items: list[Post] = []
+        rejected: list[tuple[str, str]] = []
+        for post, again in zip(batch, seen.add([_key_of(post) for post in batch]), strict=True):
+            user = post[2].user
+            if again:
+                rejected.append((post[0], "repeated key"))
+            elif user and max_images_per_user and of_user[user] >= max_images_per_user:
+                rejected.append((post[0], f"more than {max_images_per_user:,} of one user"))
+            else:
+                items.append(post)
+                if max_images_per_user:
+                    of_user[user] += 1
         number += 1
         return ShardPart(output / f"shard-{number - 1:06d}.tar", items, tuple(rejected))
 

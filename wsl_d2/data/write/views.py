@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsl_d2.data.format.index import ShardIndex, index_path, read_index
+from wsl_d2.data.format.index import ShardIndex, index_path, read_index, read_origins
 from wsl_d2.data.format.labels import ShardLabels, label_index, read_labels, select_images, write_labels
 from wsl_d2.data.format.manifest import (
     MANIFEST,
@@ -48,6 +48,7 @@ def make_view(
     target: str | Path,
     *,
     num_images: int | None = None,
+    max_images_per_user: int | None = None,
     seed: int = 0,
     vocabulary: Vocabulary | None = None,
     hashtags_column: str | None = None,
@@ -59,6 +60,8 @@ def make_view(
 ) -> dict:
     """Makes a folder with links to the source's tars and indexes, and labels of its own; can be repeated.
 
+    Where the indexes know who posted the images, a split has all images of a poster on one side.
+
     A subset holds the images whose keys have the smallest keyed hashes. So subsets of one seed are nested: the one of
     1,000 images lies within that of 10,000. With a vocabulary it is drawn from the images that this labels.
 
@@ -66,7 +69,8 @@ def make_view(
         source: a finished dataset.
         target: the folder to make.
         num_images: labelled images to keep; all if None.
-        seed: of the subset.
+        max_images_per_user: labelled images of a poster to keep, those with the smallest hashes; all if None.
+        seed: of the subset, the split and the limit.
         vocabulary: labels the images anew from the raw hashtags in the indexes; the source's own if None.
         hashtags_column: the column to label them by; the source's own if None.
         held_out: fraction of the images that the split of this seed holds out; 0 makes no split.
@@ -90,6 +94,8 @@ def make_view(
         raise UserError(f"held_out is a fraction in [0, 1), part is train or val; got {held_out} and {part!r}.")
     if num_images is not None and num_images < 1:
         raise UserError(f"a subset has at least 1 image, got {num_images}.")
+    if max_images_per_user is not None and max_images_per_user < 1:
+        raise UserError(f"at least 1 image of a user is kept, got {max_images_per_user}.")
     if target.resolve() == source.resolve():
         raise UserError(f"{target} is the source itself; choose another folder for the view.")
     vocabulary = vocabulary or Vocabulary.load(source / VOCABULARY)
@@ -104,17 +110,25 @@ def make_view(
         "vocabulary": vocabulary.checksum,
         "hashtags_column": column,
         "num_images": num_images,
-        "seed": seed if num_images is not None or held_out else None,
+        "max_images_per_user": max_images_per_user,
+        "seed": seed if num_images is not None or max_images_per_user is not None or held_out else None,
         "held_out": [held_out, part] if held_out else None,
         "label_noise": [label_noise, noise_seed] if label_noise else None,
     }
+    names = [table.name(shard) for shard in range(len(table))]
+    if max_images_per_user is not None and not any(read_origins(source / name) for name in names):
+        raise ShardError(
+            f"{source}: its indexes do not say who posted the images; make it with --user-column, or index tars whose "
+            'JSON has a "user".'
+        )
     claim_folder(target, facts)
     if (target / MANIFEST).is_file():
         return read_manifest(target)
-    names = [table.name(shard) for shard in range(len(table))]
     split = (held_out, part, seed) if held_out else None
     shared = _Labelling(source, target, vocabulary, column, relabel, split, read_stamps(source))
     sizes = list(_in_order(run_parts(_label_one, list(enumerate(names)), shared, workers=workers, unit="shard")))
+    if max_images_per_user is not None:
+        sizes = _limit_users(target, names, max_images_per_user, seed)
     if num_images is not None:
         sizes = _keep_smallest(target, names, num_images, seed)
     if label_noise:
@@ -146,7 +160,12 @@ def _label_one(shared: _Labelling, item: tuple[int, str]) -> tuple[int, int]:
         labels = read_labels(shared.source / name)
     if shared.split:
         fraction, part, seed = shared.split
-        is_held_out = _hashes(index, labels, seed) < np.uint64(fraction * 2.0**64)
+        hashes = _hashes(index, labels, seed)
+        origins = read_origins(tar)
+        if origins:
+            users = origins.users[labels.rows]
+            hashes = np.where(users > 0, _keyed_hashes([user.tobytes() for user in users], seed), hashes)
+        is_held_out = hashes < np.uint64(fraction * 2.0**64)
         labels = select_images(labels, np.flatnonzero(is_held_out == (part == "val")))
     write_labels(shared.target / name, labels)
     return number, len(labels.rows)
@@ -172,6 +191,26 @@ def _add_noise(folder: Path, names: list[str], sizes: list[int], noise: LabelNoi
         first_image += size
 
 
+def _limit_users(folder: Path, names: list[str], limit: int, seed: int) -> list[int]:
+    """Keeps so many images of each poster; returns how many images each shard has of them."""
+    hashes, users = [], []
+    for name in names:
+        labels, origins = read_labels(folder / name), read_origins(folder / name)
+        hashes.append(_hashes(read_index(folder / name, with_hashtags=False), labels, seed))
+        users.append(origins.users[labels.rows] if origins else np.zeros(len(labels.rows), np.uint64))
+    user = np.concatenate(users)
+    order = np.lexsort((np.concatenate(hashes), user))
+    sorted_users = user[order]
+    first = np.searchsorted(sorted_users, sorted_users)  # of each poster's images
+    keep = np.zeros(len(user), bool)
+    keep[order] = (np.arange(len(user)) - first < limit) | (sorted_users == 0)
+    ends = np.cumsum([len(part) for part in users])
+    kept = np.split(keep, ends[:-1])
+    for name, chosen in zip(names, kept, strict=True):
+        write_labels(folder / name, select_images(read_labels(folder / name), np.flatnonzero(chosen)))
+    return [int(chosen.sum()) for chosen in kept]
+
+
 def _keep_smallest(folder: Path, names: list[str], num_images: int, seed: int) -> list[int]:
     """Keeps the labels of a subset alone; returns how many images each shard has of it."""
     hashes = [
@@ -192,6 +231,10 @@ def _keep_smallest(folder: Path, names: list[str], num_images: int, seed: int) -
 
 def _hashes(index: ShardIndex, labels: ShardLabels, seed: int) -> np.ndarray:
     """(N,) uint64 of a shard's labelled images."""
-    keys = index.keys[labels.rows].tolist()
+    return _keyed_hashes(index.keys[labels.rows].tolist(), seed)
+
+
+def _keyed_hashes(keys: list[bytes], seed: int) -> np.ndarray:
+    """(N,) uint64."""
     digests = [hashlib.blake2b(key, digest_size=8, key=seed.to_bytes(8, "little")).digest() for key in keys]
     return np.frombuffer(b"".join(digests), np.uint64)
