@@ -211,3 +211,33 @@ def test_the_report_names_the_papers_size_and_the_reason_for_a_difference(wordne
     assert "about 1,500 hashtags; the paper kept hashtags that occur" in format_description(facts)
     assert sorted(facts["ambiguous"]["crane"]) == ["n02012849", "n03126707"]
     assert "  polecat: n02443114 #polecat, n02445715 #skunk" in format_description(facts)
+
+
+@pytest.mark.parametrize(
+    ("hashtag", "reason"),
+    [
+        ("#vega", "name of a person"),  # a playwright
+        ("#mary_johnston", "name of a person"),
+        ("#canonbeach", "phrase"),  # of the brand
+        ("#wildnature", "phrase"),  # a quality, in WordNet
+        ("#film_pack", "phrase"),  # an amount
+        ("#burndiary", "phrase"),  # a message
+    ],
+)
+def test_names_of_people_brands_and_what_photos_do_not_show_are_dropped(mapping, hashtag, reason):
+    assert mapping.map(hashtag).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("hashtag", "synset"),
+    [
+        ("skirt", "skirt.n.02"),  # by LVIS, not cloth covering an edge
+        ("#turtles", "turtle.n.02"),  # not the sweater
+        ("basketball", "basketball.n.01"),  # the game, an activity
+        ("tiger", "tiger.n.02"),
+        ("bigcushion", "cushion.n.03"),
+    ],
+)
+def test_the_first_sense_is_the_one_that_photos_show(mapping, wordnet, hashtag, synset):
+    (label,) = mapping.map(hashtag).labels
+    assert wnid_to_synset(wordnet, mapping.vocabulary.synsets[label]).name() == synset

@@ -21,8 +21,13 @@ from wsl_d2.files import cache_folder, write_atomically
 from .normalize import normalize_hashtag
 from .wordnet import find_wordnet, load_wordnet, preferred_senses, synset_to_wnid
 
-_FORMAT = 2  # raise it when the content of the arrays changes
+_FORMAT = 3  # raise it when the content of the arrays changes
 
+_PERSON, _UNSEEN = 1, 2  # kinds of synsets
+# Of WordNet's 26 groups of nouns those whose members photos do not show.
+_UNSEEN_GROUPS = frozenset(
+    f"noun.{name}" for name in "attribute communication feeling motive possession quantity relation state".split()
+)
 _ENDING = 3  # letters of the shortest irregular plural
 # morphy's rules for nouns (morphy(7WN)), on spellings without spaces
 _PLURAL_RULES = (
@@ -51,6 +56,7 @@ class LemmaTable:
         self._offsets = arrays["offsets"]
         self._parents, self._parents_start = arrays["parents"], arrays["parents_start"]
         self._senses, self._senses_start = arrays["senses"], arrays["senses_start"]
+        self._kinds = arrays["kinds"]
         self._lemmas, self._lemmas_start = arrays["lemmas"], arrays["lemmas_start"]
         self._nouns = nouns = _lines(arrays["keys"])
         self.words = dict.fromkeys(_lines(arrays["other_words"]), -1)
@@ -71,6 +77,18 @@ class LemmaTable:
             return []
         places = self._senses[self._senses_start[row] : self._senses_start[row + 1]]
         return [f"n{offset:08d}" for offset in self._offsets[places].tolist()]
+
+    def names_a_person(self, key: str) -> bool:
+        """Whether the first sense of a noun is one person, such as "einstein"."""
+        return self._first_kind(key) == _PERSON
+
+    def is_unseen(self, key: str) -> bool:
+        """Whether the first sense of a noun is nothing that photos show, by WordNet's groups: a state, a message."""
+        return self._first_kind(key) == _UNSEEN
+
+    def _first_kind(self, key: str) -> int:
+        row = self.words.get(key, -1)
+        return 0 if row < 0 else int(self._kinds[self._senses[self._senses_start[row]]])
 
     def synsets(self) -> list[str]:
         """Returns the ids of all noun synsets, sorted."""
@@ -148,6 +166,12 @@ def _compile(wordnet: Any, exceptions: Path) -> dict[str, np.ndarray]:
     for synset in synsets:
         lemmas += dict.fromkeys(row_of[key] for lemma in synset.lemma_names() if (key := normalize_hashtag(lemma)))
         lemmas_start.append(len(lemmas))
+    kinds = [
+        _PERSON
+        if synset.lexname() == "noun.person" and synset.instance_hypernyms()
+        else _UNSEEN * (synset.lexname() in _UNSEEN_GROUPS)
+        for synset in synsets
+    ]
     plurals = {}
     for line in exceptions.read_text(encoding="utf-8").splitlines():
         plural, *singulars = (normalize_hashtag(word) for word in line.split())
@@ -161,6 +185,7 @@ def _compile(wordnet: Any, exceptions: Path) -> dict[str, np.ndarray]:
         "keys": np.frombuffer("\n".join(keys).encode(), np.uint8),
         "senses": np.array(senses, np.int32),
         "senses_start": np.array(senses_start, np.int32),
+        "kinds": np.array(kinds, np.uint8),
         "lemmas": np.array(lemmas, np.int32),
         "lemmas_start": np.array(lemmas_start, np.int32),
         "plurals": np.frombuffer("\n".join(lines).encode(), np.uint8),

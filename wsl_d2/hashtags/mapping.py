@@ -16,7 +16,9 @@ Then the noun's synsets are looked up among the labels: a word may mean any of i
 first one alone. Where none of them is a label, it is the nearest one above the first sense, within the policy's
 max_distance. (Both limits were chosen by measured precision: a rare sense is seldom what a photo means.) A hashtag that
 gets no label is dropped, with one of `DROP_REASONS`. Precision goes before recall: a few hundred hashtags whose only
-noun in WordNet is not what people mean ("#canon", "#lit") are listed, with the reason, in stop_hashtags.tsv.
+noun in WordNet is not what people mean ("#canon", "#lit") are listed, with the reason, in stop_hashtags.tsv; what first
+means one person ("#johnston") mostly is another one's name; a compound with a brand in it, or whose head photos do not
+show (a state, a message, an amount), says something else than its head.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ DROP_REASONS = (
     "slang",
     "brand",
     "another language",
+    "name of a person",  # of one in WordNet, and so mostly of another one
     "no noun",  # WordNet knows it as a verb, adjective or adverb only
     "phrase",  # a compound without a head noun, or with words that are no names of things
     "not in WordNet",
@@ -57,7 +60,7 @@ DROP_REASONS = (
     "ambiguous",  # several labels, and the policy is to drop such hashtags
 )
 
-_RULES = 5  # raise it whenever the code of this module would give some hashtag another label
+_RULES = 6  # raise it whenever the code of this module would give some hashtag another label
 _REMEMBERED = 500_000  # hashtags, or nouns, of which a mapping remembers the labels; twice as many at the most
 _STOP_FILE = Path(__file__).with_name("stop_hashtags.tsv")
 _SHORT_NOUNS = frozenset({"ox", "tv", "uk", "dj", "cd", "pc"})
@@ -113,10 +116,11 @@ class _Found(NamedTuple):
     is_head: bool = False  # of a compound
 
 
-_NOT_THERE, _NOT_IN_WORDNET, _PHRASE = (
+_NOT_THERE, _NOT_IN_WORDNET, _PHRASE, _PERSON = (
     _Found("", "not in the vocabulary"),
     _Found("", "not in WordNet"),
     _Found("", "phrase"),
+    _Found("", "name of a person"),
 )
 
 
@@ -279,6 +283,8 @@ class HashtagMapping:
                 return _Found("", self._stop_hashtags[candidate])
             if len(candidate) <= 2 and candidate.isascii() and candidate not in _SHORT_NOUNS:
                 reason = reason or "too short"
+            elif self._table.names_a_person(candidate):
+                return _PERSON
             elif self._is_noun(candidate):
                 return _Found(candidate, step)
             elif candidate in self._words:
@@ -319,6 +325,8 @@ class HashtagMapping:
             words = words[: words.index(link)]
         if not words or not _WORDS_OF_PHRASES.isdisjoint(words):
             return _PHRASE
+        if any(self._stop_hashtags.get(word) == "brand" for word in words):
+            return _PHRASE
         # The longest noun at the end: "new york city" before "city".
         for start in range(len(words)):
             head = "".join(words[start:])
@@ -327,6 +335,10 @@ class HashtagMapping:
                     return _PHRASE
                 if candidate in self._stop_hashtags or not self._is_noun(candidate):
                     continue
+                if self._table.names_a_person(candidate):
+                    return _PERSON
+                if start and self._table.is_unseen(candidate):
+                    return _PHRASE
                 if len(candidate) > 3 or candidate in _SHORT_HEADS:
                     return _Found(candidate, f"head of the compound '{' '.join(words)}'", is_head=start > 0)
         return _PHRASE

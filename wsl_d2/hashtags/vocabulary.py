@@ -142,8 +142,8 @@ class Vocabulary:
 
         Each synset's hashtags are its lemma names, normalised. A hashtag that names several synsets of the
         vocabulary goes to its most frequent sense, by WordNet's order of senses (then to the smaller id):
-        "crane" is the machine in "1.5k". (Where that order is arbitrary and wrong for photos, preferred_senses.tsv
-        corrects it.) Of synsets that are chosen one by one ("1.5k", "coco", a free name), one that loses all its
+        "crane" is the machine in "1.5k". (Where that order is wrong for photos, two tables of preferred senses
+        correct it.) Of synsets that are chosen one by one ("1.5k", "coco", a free name), one that loses all its
         hashtags this way gets a compound with the nearest more general word, "cranebird";
         `built_with["disambiguated"]` lists them. In "17k" and "8.5k" it is dropped: no image could carry it.
 

@@ -36,7 +36,7 @@ _LEXNAMES = (
 ).split()
 _LEXNAME_POS_NUMBER = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
 
-_PREFERRED_SENSES_FILE = Path(__file__).with_name("preferred_senses.tsv")
+_PREFERRED_SENSES_FILES = [Path(__file__).with_name(f"{name}_senses.tsv") for name in ("lvis", "preferred")]
 
 _WNID = re.compile(r"n\d{8}")
 
@@ -162,12 +162,12 @@ def load_wordnet(path: str | Path | None = None) -> WordNetCorpusReader:
 
 @functools.cache
 def preferred_senses() -> dict[str, str]:
-    """Returns normalised spelling -> id of the sense to put first, from preferred_senses.tsv.
+    """Returns normalised spelling -> id of the sense to put first, from lvis_senses.tsv and preferred_senses.tsv.
 
-    WordNet orders senses by how often they occur in its tagged texts; where they never do, the order is arbitrary, and
-    "tiger" is first a fierce person, "otter" first a fur.
+    WordNet orders senses by how often they occur in its tagged texts, where a "table" is one of numbers; where they
+    never do, the order is arbitrary, and "tiger" is first a fierce person, "otter" first a fur.
     """
-    lines = _PREFERRED_SENSES_FILE.read_text(encoding="utf-8").splitlines()
+    lines = [line for file in _PREFERRED_SENSES_FILES for line in file.read_text(encoding="utf-8").splitlines()]
     rows = (line.split("\t") for line in lines if line and not line.startswith("#"))
     return {spelling: wnid for spelling, wnid, _ in rows}
 
