@@ -21,9 +21,9 @@ from wsl_d2.files import cache_folder, write_atomically
 from .normalize import normalize_hashtag
 from .wordnet import find_wordnet, load_wordnet, preferred_senses, synset_to_wnid
 
-_FORMAT = 3  # raise it when the content of the arrays changes
+_FORMAT = 4  # raise it when the content of the arrays changes
 
-_PERSON, _UNSEEN = 1, 2  # kinds of synsets
+_PERSON, _UNSEEN, _NAMED = 1, 2, 3  # kinds of synsets: one person, what photos do not show, another proper name
 # Of WordNet's 26 groups of nouns those whose members photos do not show.
 _UNSEEN_GROUPS = frozenset(
     f"noun.{name}" for name in "attribute communication feeling motive possession quantity relation state".split()
@@ -138,6 +138,12 @@ def _lines(text: np.ndarray) -> list[str]:
     return bytes(text).decode().split("\n")
 
 
+def _kind_of(synset: Any) -> int:
+    if synset.instance_hypernyms():
+        return _PERSON if synset.lexname() == "noun.person" else _NAMED
+    return _UNSEEN if synset.lexname() in _UNSEEN_GROUPS else 0
+
+
 def _compile(wordnet: Any, exceptions: Path) -> dict[str, np.ndarray]:
     synsets = sorted(wordnet.all_synsets("n"), key=lambda synset: synset.offset())
     position = {synset.offset(): i for i, synset in enumerate(synsets)}
@@ -155,6 +161,12 @@ def _compile(wordnet: Any, exceptions: Path) -> dict[str, np.ndarray]:
     ranked.pop("", None)
     for key, wnid in preferred_senses().items():
         ranked[key][int(wnid[1:])] = (-1, int(wnid[1:]))
+    kinds = [_kind_of(synset) for synset in synsets]
+    for claims in ranked.values():
+        kind_of = {offset: kinds[position[offset]] for offset in claims}
+        if kind_of[min(claims, key=claims.__getitem__)] == _PERSON and 0 in kind_of.values():
+            # a "sax" is the instrument and not its inventor
+            claims.update({one: (len(claims), one) for one, kind in kind_of.items() if kind == _PERSON})
     keys = sorted(ranked)
     senses, senses_start = [], [0]
     for key in keys:
@@ -166,12 +178,6 @@ def _compile(wordnet: Any, exceptions: Path) -> dict[str, np.ndarray]:
     for synset in synsets:
         lemmas += dict.fromkeys(row_of[key] for lemma in synset.lemma_names() if (key := normalize_hashtag(lemma)))
         lemmas_start.append(len(lemmas))
-    kinds = [
-        _PERSON
-        if synset.lexname() == "noun.person" and synset.instance_hypernyms()
-        else _UNSEEN * (synset.lexname() in _UNSEEN_GROUPS)
-        for synset in synsets
-    ]
     plurals = {}
     for line in exceptions.read_text(encoding="utf-8").splitlines():
         plural, *singulars = (normalize_hashtag(word) for word in line.split())

@@ -35,21 +35,25 @@ def _words_and_beginnings() -> dict[str, float | None]:
 
 def split_words(text: str) -> list[str]:
     """Returns the words of a text whose product of probabilities is the greatest; none if it is not all words."""
-    known = _words_and_beginnings()
-    best: dict[int, tuple[float, int]] = {0: (0.0, 0)}  # by end: the logarithm of a split, the start of its last word
+    known = _words_and_beginnings().get
+    logs: list[float | None] = [0.0, *[None] * len(text)]  # by end: of the best split up to there
+    starts = [0] * (len(text) + 1)  # of the last word of that split
     for start in range(len(text)):
-        if start not in best:
+        before = logs[start]
+        if before is None:
             continue
-        before = best[start][0]
         for end in range(start + 1, len(text) + 1):
-            log = known.get(text[start:end], 0.0)
+            log = known(text[start:end], 0.0)
             if log == 0.0:
                 break
-            if log is not None and (end not in best or best[end][0] < before + log):
-                best[end] = before + log, start
+            if log is not None:
+                best, found = logs[end], before + log
+                if best is None or best < found:
+                    logs[end], starts[end] = found, start
+    if logs[-1] is None:
+        return []
     words, end = [], len(text)
-    while end and end in best:
-        start = best[end][1]
-        words.append(text[start:end])
-        end = start
+    while end:
+        words.append(text[starts[end] : end])
+        end = starts[end]
     return words[::-1]

@@ -104,16 +104,20 @@ def label_index(index: ShardIndex, vocabulary: Vocabulary, hashtags_column: str 
         )
     column = index.hashtags[hashtags_column]
     n = len(index.keys)
-    mapped = vocabulary.mapping.map
-    found = [mapped(name).labels for name in column.names]
-    count = np.array([len(labels) for labels in found], np.int64)
+    found = vocabulary.mapping.map_all(column.names)
+    count = np.fromiter(map(len, found), np.int64, len(found))
     start = np.cumsum(count) - count
     flat = np.fromiter(itertools.chain.from_iterable(found), np.int64)
     image = np.repeat(np.arange(n), np.diff(column.indptr))  # of each entry
-    repeats = count[column.codes] if len(column.codes) else count[:0]
-    within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-    label = flat[np.repeat(start[column.codes] if len(column.codes) else start[:0], repeats) + within]
-    pairs = sorted_unique(np.repeat(image, repeats) * len(vocabulary) + label)
+    codes = column.codes.astype(np.int64, copy=False)
+    entries = np.flatnonzero((count > 0)[codes]) if len(found) else codes
+    image, codes = image[entries], codes[entries]
+    label = flat[start[codes]] if len(codes) else flat
+    if count.max(initial=0) > 1:  # only where ambiguous hashtags get all of their labels
+        repeats = count[codes]
+        within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+        image, label = np.repeat(image, repeats), flat[np.repeat(start[codes], repeats) + within]
+    pairs = sorted_unique(image * len(vocabulary) + label)
     image, label = np.divmod(pairs, len(vocabulary))
     per_image = np.bincount(image, minlength=n)
     rows = np.flatnonzero(per_image).astype(np.int32)
