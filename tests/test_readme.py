@@ -47,6 +47,10 @@ def test_tables_are_what_their_commands_print():
     subprocess.run([sys.executable, "tools/write_tables.py", "--check", *DOCUMENTS], cwd=ROOT, check=True)
 
 
+def test_the_picture_shows_the_records():
+    subprocess.run([sys.executable, "tools/draw_front_page.py", "--check"], cwd=ROOT, check=True)
+
+
 def test_wsl_weights_in_a_detector_as_pasted(tmp_path):
     """With the file from a mirror; its weights are 0, its name and shapes those of the public one."""
     section = (ROOT / "README.md").read_text().split("### WSL weights in my detector")[1]
