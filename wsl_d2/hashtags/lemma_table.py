@@ -56,7 +56,7 @@ class LemmaTable:
         self._offsets = arrays["offsets"]
         self._parents, self._parents_start = arrays["parents"], arrays["parents_start"]
         self._senses, self._senses_start = arrays["senses"], arrays["senses_start"]
-        self._kinds = arrays["kinds"]
+        self._first_kinds = arrays["kinds"][self._senses[self._senses_start[:-1]]].tobytes()  # by number of the noun
         self._lemmas, self._lemmas_start = arrays["lemmas"], arrays["lemmas_start"]
         self._nouns = nouns = _lines(arrays["keys"])
         self.words = dict.fromkeys(_lines(arrays["other_words"]), -1)
@@ -88,7 +88,7 @@ class LemmaTable:
 
     def _first_kind(self, key: str) -> int:
         row = self.words.get(key, -1)
-        return 0 if row < 0 else int(self._kinds[self._senses[self._senses_start[row]]])
+        return 0 if row < 0 else self._first_kinds[row]
 
     def synsets(self) -> list[str]:
         """Returns the ids of all noun synsets, sorted."""

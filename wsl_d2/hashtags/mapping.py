@@ -295,10 +295,8 @@ class HashtagMapping:
                 return _Found("", self._stop_hashtags[candidate])
             if len(candidate) <= 2 and candidate.isascii() and candidate not in _SHORT_NOUNS:
                 reason = reason or "too short"
-            elif self._names_a_person(candidate):
-                return _PERSON
             elif self._is_noun(candidate):
-                return _Found(candidate, step)
+                return _PERSON if self._names_a_person(candidate) else _Found(candidate, step)
             elif candidate in self._words:
                 reason = reason or "no noun"
         if reason:
