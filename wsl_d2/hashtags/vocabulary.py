@@ -389,6 +389,9 @@ def _merge_synonyms(table: LemmaTable, members: Sequence[str]) -> dict[str, list
                 own.append(key)
         if own:
             merged[wnid] = own
+    for key, wnid in owner.items():
+        if key not in merged.get(wnid, ()):  # "parks" are several of one thing before they are a person
+            merged.setdefault(wnid, []).append(key)
     return merged
 
 
