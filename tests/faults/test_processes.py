@@ -90,7 +90,7 @@ def test_a_process_that_hangs_ends_all_and_is_named(datasets, tmp_path, survived
     hung = time.monotonic()
     assert run.wait(timeout=60) != 0
     seconds = time.monotonic() - hung
-    assert "rank 0 lost contact with other processes at iteration 9" in run.output
+    assert "rank 0 lost contact with rank 1 at iteration 9" in run.output
     assert "rank 1: iteration 9, waiting for data" in run.output
     assert seconds < 20 and not processes_of(tmp_path)
     survived(5, "one of two processes hangs, time-out 8 s", 1, f"both ended after {seconds:.0f} s, rank and step named")

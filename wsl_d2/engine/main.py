@@ -20,6 +20,7 @@ from wsl_d2.checkpoint import WeightFile
 from wsl_d2.config import find_config_file, load_config
 from wsl_d2.data.read.catalog import register_datasets
 from wsl_d2.data.read.detection_check import check_run
+from wsl_d2.engine.agreement import Heartbeat, name_missing_processes
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
 from wsl_d2.engine.dry_run import dry_run
 from wsl_d2.engine.evaluate import evaluate
@@ -93,9 +94,12 @@ def main(args) -> dict:
     """Runs training, or evaluation with ``--eval-only``, in one process of the job; returns the last results."""
     if getattr(args, "dry_run", False):
         return _dry_run(args)
-    plan = setup(args)
-    with lock_folder(plan.cfg.OUTPUT_DIR):
-        return _train_or_evaluate(plan, args)
+    heartbeat = Heartbeat()
+    heartbeat.note(-1, "starting")
+    with heartbeat.name_lost_processes():
+        plan = setup(args)
+        with lock_folder(plan.cfg.OUTPUT_DIR):
+            return _train_or_evaluate(plan, args)
 
 
 def _dry_run(args) -> dict:
@@ -131,4 +135,6 @@ def _train_or_evaluate(plan: RunPlan, args) -> dict:
 
 def run(args) -> None:
     """Starts ``main(args)`` in every process of the run; see :func:`wsl_d2.engine.launch.start`."""
-    start(main, args, load_config(args.config_file, args.opts).SOLVER.PROCESS_TIMEOUT_SECONDS)
+    timeout = load_config(args.config_file, args.opts).SOLVER.PROCESS_TIMEOUT_SECONDS
+    with name_missing_processes(os.environ.get("MASTER_ADDR", args.dist_url)):
+        start(main, args, timeout)
