@@ -112,12 +112,13 @@ def rates_of(output):
 FAILING_WRITERS = (
     INJECT
     + """
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from detectron2.utils.events import TensorboardXWriter
+from wsl_d2.engine.writers import MetricsWriter
 
 def fail(self):
     raise ConnectionError("no answer")
 
-JSONWriter.write = fail
+MetricsWriter.write = fail
 TensorboardXWriter.write = fail
 run_command_line()
 """
@@ -126,7 +127,7 @@ run_command_line()
 
 def test_failing_loggers_do_not_end_a_run(datasets, whole_run, tmp_path, survived):
     run = train(datasets, tmp_path, script=FAILING_WRITERS)
-    for name in ("JSONWriter", "TensorboardXWriter"):
+    for name in ("MetricsWriter", "TensorboardXWriter"):
         assert run.stdout.count(f"{name} failed (ConnectionError: no answer)") == 1
     assert_same_state(tmp_path, whole_run)
     survived(31, "writers of metrics fail at every call", 2, "one warning each, training goes on")

@@ -27,6 +27,7 @@ from wsl_d2.engine.evaluate import evaluate
 from wsl_d2.engine.launch import start
 from wsl_d2.engine.plan import RunPlan, open_plan
 from wsl_d2.engine.trainer import DetectionTrainer, ResumableTrainer, WSLTrainer
+from wsl_d2.engine.writers import log_without_disk
 from wsl_d2.errors import ConfigError
 
 
@@ -85,6 +86,7 @@ def setup(args) -> RunPlan:
     found = [] if plan.is_pretraining else check_run(cfg, args.eval_only)
     default_setup(cfg, args)
     logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="wsl_d2")
+    log_without_disk()
     for line in found:
         logger.info(line)
     return plan

@@ -1,11 +1,17 @@
-"""Writers of metrics, none of whose failures ends a run; W&B follows TensorBoard's files."""
+"""Logs and writers of metrics, none of whose failures ends a run; W&B follows TensorBoard's files."""
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from detectron2.engine import default_writers
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 
 from wsl_d2.errors import ConfigError
 
@@ -37,6 +43,84 @@ class GuardedWriter(EventWriter):
                     "may be missing there. Further failures of it are not logged."
                 )
             self._has_failed = True
+
+
+class WholeLines:
+    """A text file to which whole lines are appended, or none; those that the disk has no room for wait for it.
+
+    Args:
+        path: what a killed process has left of a last line is removed.
+    """
+
+    def __init__(self, path: Path):
+        self._file = open(path, "a+b", buffering=0)
+        self._waiting = b""
+        self._file.seek(0)
+        content = self._file.read()
+        self._file.truncate(content.rfind(b"\n") + 1)
+
+    def write(self, text: str) -> None:
+        self._waiting += text.encode()
+
+    def flush(self) -> None:
+        """Raises: OSError, such as on a full disk."""
+        end, left = self._file.seek(0, os.SEEK_END), self._waiting
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(end)
+            raise
+        self._waiting = b""
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+
+class MetricsWriter(JSONWriter):
+    """Detectron2's writer of ``metrics.json``, without torn lines.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(os.devnull)
+        self._file_handle: Any = WholeLines(path)
+
+
+def log_without_disk() -> None:
+    """Lets log lines that cannot be written, as on a full disk, cost one line on stderr in place of a traceback each.
+
+    Called when the loggers have their files.
+    """
+    told: list[str] = []
+
+    def tell(handler: logging.Handler, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            logging.Handler.handleError(handler, record)
+            return
+        name = getattr(getattr(handler, "stream", None), "name", "the log")
+        if name not in told:
+            told.append(name)
+            print(
+                f"wsl-d2: {name}: {error.strerror}; lines of the log may be missing, the run goes on", file=sys.stderr
+            )
+
+    for name in ("detectron2", "fvcore", "wsl_d2"):
+        for handler in logging.getLogger(name).handlers:
+            handler.handleError = functools.partial(tell, handler)  # type: ignore[method-assign]
+    threading.excepthook = functools.partial(_tell_of_thread, threading.excepthook)
+
+
+def _tell_of_thread(hook: Callable, args) -> None:
+    if not type(args.thread).__module__.startswith("tensorboard"):  # which raises it again at the next record
+        hook(args)
 
 
 class PretrainingPrinter(CommonMetricPrinter):
@@ -100,5 +184,6 @@ def build_writers(cfg, max_iter: int) -> list[EventWriter]:
     """
     if cfg.WANDB.PROJECT:
         start_wandb(cfg.WANDB.PROJECT, cfg.OUTPUT_DIR, cfg)  # before TensorBoard's writer is made
-    _, *files = default_writers(cfg.OUTPUT_DIR, max_iter)  # the first one prints
-    return [GuardedWriter(writer) for writer in (PretrainingPrinter(max_iter), *files)]
+    folder = cfg.OUTPUT_DIR
+    writers = PretrainingPrinter(max_iter), MetricsWriter(Path(folder) / "metrics.json"), TensorboardXWriter(folder)
+    return [GuardedWriter(writer) for writer in writers]
