@@ -1,9 +1,7 @@
 """Writers of metrics: what they write, and that their failures end nothing."""
 
 import json
-import logging
 import sys
-import threading
 import types
 
 import pytest
@@ -17,7 +15,6 @@ from wsl_d2.engine.writers import (
     MetricsWriter,
     PretrainingPrinter,
     build_writers,
-    log_without_disk,
     start_wandb,
 )
 from wsl_d2.errors import ConfigError
@@ -93,24 +90,6 @@ def test_a_torn_line_of_a_killed_run_is_removed_before_the_next_record(tmp_path,
     write_record(writer, 1)
     writer.close()
     assert path.read_text() == '{"iteration": 0, "loss": 1.0}\n{"iteration": 1, "loss": 0.5}\n'
-
-
-def test_a_log_on_a_full_disk_is_one_line_and_no_traceback(monkeypatch, capsys):
-    stream = open("/dev/full", "w")
-    handler = logging.StreamHandler(stream)
-    logger = logging.getLogger("wsl_d2")
-    monkeypatch.setattr(logger, "handlers", [handler])
-    monkeypatch.setattr(logger, "propagate", False)
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    log_without_disk()
-    for _ in range(3):
-        logger.error("a line")
-    said = capsys.readouterr().err
-    assert said == "wsl-d2: /dev/full: No space left on device; lines of the log may be missing, the run goes on\n"
-    logger.error("a line of %s and %s", "one")  # a mistake in the code keeps its traceback
-    assert "not enough arguments" in capsys.readouterr().err
-    with pytest.raises(OSError):
-        stream.close()
 
 
 def test_the_printer_adds_a_line_of_pretrainings_own_metrics(monkeypatch):

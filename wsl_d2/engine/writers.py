@@ -1,13 +1,9 @@
-"""Logs and writers of metrics, none of whose failures ends a run; W&B follows TensorBoard's files."""
+"""Writers of metrics, none of whose failures ends a run; W&B follows TensorBoard's files."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
-import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,36 +87,6 @@ class MetricsWriter(JSONWriter):
     def __init__(self, path: Path):
         super().__init__(os.devnull)
         self._file_handle: Any = WholeLines(path)
-
-
-def log_without_disk() -> None:
-    """Lets log lines that cannot be written, as on a full disk, cost one line on stderr in place of a traceback each.
-
-    Called when the loggers have their files.
-    """
-    told: list[str] = []
-
-    def tell(handler: logging.Handler, record: logging.LogRecord) -> None:
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            logging.Handler.handleError(handler, record)
-            return
-        name = getattr(getattr(handler, "stream", None), "name", "the log")
-        if name not in told:
-            told.append(name)
-            print(
-                f"wsl-d2: {name}: {error.strerror}; lines of the log may be missing, the run goes on", file=sys.stderr
-            )
-
-    for name in ("detectron2", "fvcore", "wsl_d2"):
-        for handler in logging.getLogger(name).handlers:
-            handler.handleError = functools.partial(tell, handler)  # type: ignore[method-assign]
-    threading.excepthook = functools.partial(_tell_of_thread, threading.excepthook)
-
-
-def _tell_of_thread(hook: Callable, args) -> None:
-    if not type(args.thread).__module__.startswith("tensorboard"):  # which raises it again at the next record
-        hook(args)
 
 
 class PretrainingPrinter(CommonMetricPrinter):
