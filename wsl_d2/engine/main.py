@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -23,8 +25,29 @@ from wsl_d2.engine.dry_run import dry_run
 from wsl_d2.engine.evaluate import evaluate
 from wsl_d2.engine.launch import start
 from wsl_d2.engine.plan import RunPlan, open_plan
+from wsl_d2.engine.signals import stop_at_once
 from wsl_d2.engine.trainer import DetectionTrainer, ResumableTrainer, WSLTrainer
-from wsl_d2.errors import ConfigError
+from wsl_d2.errors import ConfigError, UserError
+
+# What a run writes into OUTPUT_DIR; other files there are not touched.
+_FILES_OF_A_RUN = (
+    "metrics.json",
+    "model_*.pth",
+    "model_*.pth.sha256",
+    "last_checkpoint",
+    "backbone.pth",
+    "backbone_ema.pth",
+    "config.yaml",
+    "log.txt*",
+    "record.json",
+    "resume_overrides.json",
+    "not_finite_*.json",
+    "events.out.tfevents.*",
+    "inference",
+)
+_FILES_OF_PROGRESS = _FILES_OF_A_RUN[:4]
+# Set by what starts a process again, which does so with the same command line.
+_RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
 @contextlib.contextmanager
@@ -32,7 +55,7 @@ def lock_folder(output_dir: str) -> Iterator[None]:
     """Locks OUTPUT_DIR against a second run until this process ends, however it ends.
 
     Raises:
-        ConfigError: another run uses it; names its host and process.
+        ConfigError: another run uses it; names its host and process. Or it cannot be written to, or not be locked.
     """
     if not comm.is_main_process():
         yield
@@ -40,15 +63,53 @@ def lock_folder(output_dir: str) -> Iterator[None]:
     owner = os.path.join(output_dir, ".lock.owner")
     lock = FileLock(os.path.join(output_dir, ".lock"), thread_local=False)
     try:
+        os.makedirs(output_dir, exist_ok=True)
         lock.acquire(timeout=0)
+        Path(owner).write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except Timeout as error:
         name = Path(owner).read_text() if os.path.exists(owner) else "another process"
         raise ConfigError(f"OUTPUT_DIR {output_dir} is in use by {name}; stop it, or choose another.") from error
+    except (OSError, NotImplementedError) as error:
+        is_lock = isinstance(error, NotImplementedError) or error.errno in (errno.ENOLCK, errno.ENOSYS)
+        reason = "its file system cannot lock files" if is_lock else f"cannot be written to: {error.strerror}"
+        raise ConfigError(f"OUTPUT_DIR {output_dir}: {reason}; choose another.") from error
     try:
-        Path(owner).write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         lock.release()
+
+
+def begin_folder(output_dir: str, resume: bool, overwrite: bool) -> None:
+    """Refuses OUTPUT_DIR if it holds a run that is not to be continued, or removes that run's files.
+
+    Args:
+        output_dir: locked, so that no run is at work there.
+        resume: ``--resume`` was given.
+        overwrite: ``--overwrite`` was given.
+
+    Raises:
+        ConfigError: there is a run, and neither was given; or both.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume continues the run in OUTPUT_DIR and --overwrite removes it; give one of them.")
+    found = sorted(path for name in _FILES_OF_PROGRESS for path in Path(output_dir).glob(name))
+    if resume or not found:
+        return
+    if not overwrite:
+        names = ", ".join(path.name for path in found[:3]) + (", ..." if len(found) > 3 else "")
+        raise ConfigError(
+            f"OUTPUT_DIR {output_dir} holds the files of a run ({names}); continue it with --resume, remove it with "
+            "--overwrite, or choose another OUTPUT_DIR."
+        )
+    for path in (path for name in _FILES_OF_A_RUN for path in Path(output_dir).glob(name)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _all_or_none(error: UserError | None) -> None:
+    """Raises in all processes what one of them has met."""
+    for found in comm.all_gather(error):
+        if found is not None:
+            raise found
 
 
 def trainer_class(plan: RunPlan) -> type[ResumableTrainer]:
@@ -68,23 +129,63 @@ def setup(args) -> RunPlan:
     Raises:
         ConfigError: a key is unknown, or two keys or a key and a dataset contradict each other.
     """
+    plan = _open_plan(args)
+    _begin_logging(plan, args)
+    return plan
+
+
+def _open_plan(args) -> RunPlan:
     args.config_file = find_config_file(args.config_file)  # Detectron2 logs the file
     cfg = load_config(args.config_file, args.opts)
     register_datasets(cfg)
-    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
-        raise ConfigError("MODEL.DEVICE is 'cuda', but no GPU can be used; add `MODEL.DEVICE cpu` to the command.")
-    plan = open_plan(cfg, args.resume)
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="wsl_d2")
-    return plan
+    check_devices(cfg)
+    return open_plan(cfg, args.resume)
+
+
+def _begin_logging(plan: RunPlan, args) -> None:
+    default_setup(plan.cfg, args)
+    setup_logger(plan.cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="wsl_d2")
+
+
+def check_devices(cfg, num_processes: int = 1) -> None:
+    """Refuses a device that is not there.
+
+    Args:
+        cfg: reads MODEL.DEVICE.
+        num_processes: of this machine, each with a GPU of its own.
+
+    Raises:
+        ConfigError: there is no GPU, or there are fewer than processes.
+    """
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but no GPU can be used; add `MODEL.DEVICE cpu` to the command."
+        )
+    if num_processes > torch.cuda.device_count():
+        raise ConfigError(f"--num-gpus is {num_processes}, but this machine has {torch.cuda.device_count()} GPUs.")
 
 
 def main(args) -> dict:
     """Runs training, or evaluation with ``--eval-only``, in one process of the job; returns the last results."""
+    stop_at_once()  # until training begins
     if getattr(args, "dry_run", False):
         return _dry_run(args)
-    plan = setup(args)
-    with lock_folder(plan.cfg.OUTPUT_DIR):
+    if not args.eval_only and any(int(os.environ.get(name) or 0) > 0 for name in _RESTART_COUNTS):
+        args.resume, args.overwrite = True, False
+    plan = _open_plan(args)
+    folder = plan.cfg.OUTPUT_DIR
+    with contextlib.ExitStack() as stack:
+        error = None
+        try:
+            stack.enter_context(lock_folder(folder))
+            if comm.is_main_process() and not args.eval_only:
+                begin_folder(folder, args.resume, getattr(args, "overwrite", False))
+        except ConfigError as found:
+            error = found
+        _all_or_none(error)
+        _begin_logging(plan, args)
         return _train_or_evaluate(plan, args)
 
 
@@ -120,5 +221,11 @@ def _train_or_evaluate(plan: RunPlan, args) -> dict:
 
 
 def run(args) -> None:
-    """Starts ``main(args)`` in every process of the run; see :func:`wsl_d2.engine.launch.start`."""
-    start(main, args, load_config(args.config_file, args.opts).SOLVER.PROCESS_TIMEOUT_SECONDS)
+    """Starts ``main(args)`` in every process of the run; see :func:`wsl_d2.engine.launch.start`.
+
+    Raises:
+        ConfigError: there is no GPU for every process; found before any of them is started.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    check_devices(cfg, args.num_gpus)
+    start(main, args, cfg.SOLVER.PROCESS_TIMEOUT_SECONDS)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_api
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from wsl_d2.coco import CocoError, read_coco
 from wsl_d2.data.order.sampler import PositionSampler
+from wsl_d2.data.read.loaders import outlive_signals
 
 
 def load_coco_dataset(json_file: str | Path, image_root: str | Path, dataset_name: str) -> list[dict]:
@@ -105,7 +108,15 @@ def build_resumable_detection_train_loader(cfg, start_iteration: int = 0):
         world_size=comm.get_world_size(),
         start_iteration=start_iteration,
     )
-    return build_detection_train_loader(cfg, dataset=dataset, sampler=sampler)
+    loader = build_detection_train_loader(cfg, dataset=dataset, sampler=sampler)
+    inner = loader if isinstance(loader, DataLoader) else loader.dataset  # within the grouping by aspect ratio
+    inner.worker_init_fn = functools.partial(_begin_worker, inner.worker_init_fn)
+    return loader
+
+
+def _begin_worker(begin: Callable, worker: int) -> None:
+    begin(worker)
+    outlive_signals(worker)
 
 
 def _check_dataset(cfg, dataset: list[dict], names: str) -> None:
