@@ -404,3 +404,15 @@ def test_detections_that_cannot_be_read_are_named(tmp_path, world, change, messa
     path = write(tmp_path, {"annotations": detections}, "dict.json")
     with pytest.raises(CocoError, match="dict.json hold no list of detections"):
         read_results(truth, path)
+
+
+def test_what_was_kept_is_handed_on_once_and_only_of_the_same_file(tmp_path, world):
+    contents, _ = world
+    path = write(tmp_path, contents)
+    kept = read_coco(path, keep=True)
+    assert read_coco(path) is kept and read_coco(path) is not kept
+    kept = read_coco(path, keep=True)
+    contents["images"].pop()
+    contents["annotations"] = []
+    write(tmp_path, contents)
+    assert len(read_coco(path).imgs) == len(kept.imgs) - 1

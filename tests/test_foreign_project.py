@@ -1,4 +1,4 @@
-"""Detectron2 projects that know nothing of this one but README's lines, in folders and processes of their own."""
+"""Detectron2 projects that know nothing of this one but the READMEs' lines, in folders and processes of their own."""
 
 import json
 import os
@@ -63,11 +63,11 @@ def test_one_config_line_in_another_project(tmp_path, lines, expected):
     assert run(PROJECT.format(lines=lines), tmp_path).splitlines() == [expected, "(64, 64)"]
 
 
-# ---- README's training script, run, stopped and resumed
+# ---- the training script of configs/README.md, run, stopped and resumed
 
 
 def readme_blocks() -> list[str]:
-    section = (ROOT / "README.md").read_text().split("## Use the WSL weights")[1].split("\n## ")[0]
+    section = (ROOT / "configs" / "README.md").read_text().split("## Weights in your own project")[1].split("\n## ")[0]
     return re.findall(r"```python\n(.*?)```", section, re.S)
 
 
@@ -106,7 +106,7 @@ def project(tmp_path_factory):
 
 
 def test_readmes_training_script_loads_resumes_and_leaves_a_resumed_run_alone(project):
-    script = DATASET + readme_blocks()[1]
+    script = DATASET + readme_blocks()[0]
     assert "wsl_d2.load_pretrained(trainer)" in script
     run(script, project, "--config-file", "config.yaml")
     log = (project / "output" / "log.txt").read_text()

@@ -87,12 +87,13 @@ def test_what_counts_writes_and_compares_does_without_torch():
 
 
 def test_every_name_of_a_package_that_imports_late_can_be_had():
-    import wsl_d2.data
-    import wsl_d2.engine
-
-    for package in (wsl_d2.data, wsl_d2.engine):
-        assert sorted(package.__all__) == sorted(package._MODULE_OF)
-        assert all(getattr(package, name).__name__ == name for name in package.__all__)
+    code = (
+        "import wsl_d2.data, wsl_d2.engine\n"
+        "for package in (wsl_d2.data, wsl_d2.engine):\n"
+        "    assert sorted(package.__all__) == sorted(package._MODULE_OF)\n"
+        "    assert all(getattr(package, name).__name__ == name for name in package.__all__)"
+    )
+    run_python(code)
 
 
 def test_the_command_is_told_from_other_programs(monkeypatch):

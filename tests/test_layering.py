@@ -32,7 +32,7 @@ ONLY_ROOMS = {"analysis": {"errors", "files", "run_keys", "version", "coco"}}
 LIBRARIES = {
     **dict.fromkeys(FLOORS[0], {"numpy"}),
     "coco": {"numpy", "pycocotools"},
-    "hashtags": {"numpy", "nltk", "emoji", "symspellpy", "matplotlib"},
+    "hashtags": {"numpy", "nltk", "emoji"},
     "analysis": {"numpy", "scipy", "pycocotools", "yaml"},
     "data.format": {"numpy", "tqdm", "fsspec"},
     "data.remote": {"fsspec", "aiohttp"},

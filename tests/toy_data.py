@@ -17,8 +17,8 @@ def jpeg(seed: int, size: tuple[int, int] = (40, 32)) -> bytes:
     return buffer.getvalue()
 
 
-def write_hashtag_folder(folder, vocabulary, num_images=48, images_per_shard=16, damaged=()):
-    """A finished folder of shards: image i carries hashtag i % 4, every third one a second hashtag."""
+def write_hashtag_folder(folder, vocabulary, num_images=48, images_per_shard=16, damaged=(), second_label_every=3):
+    """A finished folder of shards: image i carries hashtag i % 4, every third one (0: none) a second hashtag."""
     from wsl_d2.data import finish_dataset, index_shard, write_shard
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,9 @@ def write_hashtag_folder(folder, vocabulary, num_images=48, images_per_shard=16,
     for shard, start in enumerate(range(0, num_images, images_per_shard)):
         samples = []
         for i in range(start, min(start + images_per_shard, num_images)):
-            hashtags = [TOY_HASHTAGS[i % 4]] + ([TOY_HASHTAGS[(i + 1) % 4]] if i % 3 == 0 else [])
+            hashtags = [TOY_HASHTAGS[i % 4]] + (
+                [TOY_HASHTAGS[(i + 1) % 4]] if second_label_every and i % second_label_every == 0 else []
+            )
             data = jpeg(i)
             samples.append((f"{i:06d}", data[:-20] if i in damaged else data, {"hashtags": hashtags}))
         path = folder / f"shard-{shard:06d}.tar"

@@ -33,6 +33,19 @@ OPTS = {
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
+def solver_config(**solver):
+    """The default config with keys of SOLVER."""
+    from detectron2.config import get_cfg
+
+    from wsl_d2 import add_wsl_config
+
+    cfg = get_cfg()
+    add_wsl_config(cfg)
+    for key, value in solver.items():
+        cfg.SOLVER[key] = value
+    return cfg
+
+
 def command(output: Path, launcher=(), flags=(), **opts) -> list[str]:
     config = ROOT / "configs" / "Base-Miniworld-Pretraining.yaml"
     merged = OPTS | {key.replace("__", "."): str(value) for key, value in opts.items()} | {"OUTPUT_DIR": str(output)}

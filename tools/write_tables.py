@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_MARK = re.compile(r"(<!-- TABLE: (.+?) -->\n)(.*?)(\n<!-- /TABLE -->)", re.S)
+_MARK = re.compile(r"(<!-- TABLE: (.+?) -->\n)(.*?)(<!-- /TABLE -->)", re.S)
 
 
 def replace_table(text: str, command: str, table: str) -> str:
@@ -27,7 +27,7 @@ def replace_table(text: str, command: str, table: str) -> str:
     """
     if sum(mark[2] == command for mark in _MARK.finditer(text)) != 1:
         raise ValueError(f"the lines <!-- TABLE: {command} --> and <!-- /TABLE --> must be there once")
-    return _MARK.sub(lambda mark: mark[1] + table + mark[4] if mark[2] == command else mark[0], text)
+    return _MARK.sub(lambda mark: mark[1] + table + "\n" + mark[4] if mark[2] == command else mark[0], text)
 
 
 def print_table(command: str) -> str:

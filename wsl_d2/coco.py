@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ MAX_DETECTIONS = 100
 _FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 _COCO_KEYPOINTS = 17
 _said: set[str] = set()
+_kept: dict[tuple, GroundTruth] = {}  # see read_coco
 
 
 class CocoError(UserError, ValueError):
@@ -82,6 +84,7 @@ class GroundTruth(COCO):
         has_annotations: False for the images of a test server.
         iou_types: those of :data:`IOU_TYPES` that all objects can be evaluated by.
         left_out: those that only some objects have, with the reason.
+        changes: what had to be filled in or left out -> how often.
         num_keypoints: of an object; 0 where there are none.
     """
 
@@ -145,21 +148,16 @@ class GroundTruth(COCO):
         return [row | {"id": ids.number(identifier)} for identifier, row in found.items()], ids
 
     def _annotations(self, rows: list[dict], sizes: dict) -> list[dict]:
-        kept = []
+        kept: list[dict] = []
+        bad: list[CocoError] = []
         for place, row in enumerate(rows):
-            image = self.images.number(row.get("image_id"))
-            if image is None:
-                self.changes["annotations of images that are not in the file are left out"] += 1
-                continue
-            where = f"{self.source}: annotation {row.get('id', f'number {place + 1}')!r} of image {row['image_id']!r}"
-            row["image_id"] = image
-            category = self.categories.number(row.get("category_id"))
-            if category is None:
-                raise CocoError(f"{where} has the category_id {row.get('category_id')!r}, which categories lack.")
-            row["category_id"] = category
-            row["iscrowd"] = self._crowd(row, where)
-            self._geometry(row, sizes[image], where)
-            kept.append(row)
+            try:
+                self._read_annotation(row, place, sizes, kept)
+            except CocoError as error:
+                bad.append(error)
+        if bad:
+            more = f" And {len(bad) - 1} more annotations cannot be read." if len(bad) > 1 else ""
+            raise CocoError(f"{bad[0]}{more}")
         if rows and not kept:
             raise CocoError(
                 f"{self.source}: no annotation is of an image in the file; image_id {rows[0].get('image_id')!r} is "
@@ -167,6 +165,21 @@ class GroundTruth(COCO):
             )
         self._number_annotations(kept)
         return kept
+
+    def _read_annotation(self, row: dict, place: int, sizes: dict, kept: list[dict]) -> None:
+        image = self.images.number(row.get("image_id"))
+        if image is None:
+            self.changes["annotations of images that are not in the file are left out"] += 1
+            return
+        where = f"{self.source}: annotation {row.get('id', f'number {place + 1}')!r} of image {row['image_id']!r}"
+        row["image_id"] = image
+        category = self.categories.number(row.get("category_id"))
+        if category is None:
+            raise CocoError(f"{where} has the category_id {row.get('category_id')!r}, which categories lack.")
+        row["category_id"] = category
+        row["iscrowd"] = self._crowd(row, where)
+        self._geometry(row, sizes[image], where)
+        kept.append(row)
 
     def _crowd(self, row: dict, where: str) -> int:
         flags = {}
@@ -257,7 +270,7 @@ class GroundTruth(COCO):
         return tuple(found)
 
 
-def read_coco(path: str | Path) -> GroundTruth:
+def read_coco(path: str | Path, say: bool = True, keep: bool = False) -> GroundTruth:
     """Reads COCO annotations, whatever ids they have and which fields they lack; the file stays as it is.
 
     - Text ids of images and categories are numbered in their order; fractions that are whole are whole numbers.
@@ -266,26 +279,46 @@ def read_coco(path: str | Path) -> GroundTruth:
     - Missing: ``iscrowd`` is 0; ``area`` is that of the mask, or of the box; a box is that around the mask.
     - ``ignore`` counts as ``iscrowd``. Annotations of unknown images are left out.
 
-    What was done is one line of the log, the first time.
+    What was done is in the result's ``changes``, and, with ``say``, one line of the log, the first time.
+
+    Args:
+        path: of the JSON.
+        say: see above.
+        keep: hand the result on to the next call for the same file, which then reads nothing.
 
     Raises:
         CocoError: the file is missing, is no JSON, is in LVIS's format, or has an entry that cannot be used; the
             message names the entry.
     """
-    contents = _read_json(path)
-    if not isinstance(contents, dict):
-        raise CocoError(
-            f"{path} holds a list; COCO annotations are a mapping with the lists images, categories and annotations "
-            "(is it a file of detections?)."
-        )
-    ground_truth = GroundTruth(contents, str(path))
-    if ground_truth.changes:
+    identity = _identity(path)
+    ground_truth = _kept.pop(identity, None) or _read_ground_truth(path)
+    if keep:
+        _kept[identity] = ground_truth
+    if say and ground_truth.changes:
         changes = "; ".join(f"{number} {what}" for what, number in ground_truth.changes.items())
         line = f"{path}, in memory: {changes}. The file is left as it is."
         if line not in _said:
             _said.add(line)
             logging.getLogger(__name__).warning(line)
     return ground_truth
+
+
+def _identity(path: str | Path) -> tuple:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return str(path), status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _read_ground_truth(path: str | Path) -> GroundTruth:
+    contents = _read_json(path)
+    if not isinstance(contents, dict):
+        raise CocoError(
+            f"{path} holds a list; COCO annotations are a mapping with the lists images, categories and annotations "
+            "(is it a file of detections?)."
+        )
+    return GroundTruth(contents, str(path))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def add_wsl_config(cfg: CN) -> None:
     # nvJPEG on a GPU.
     cfg.INPUT.DECODING = "fast"
     cfg.DATALOADER.RESAMPLING = CN()
-    cfg.DATALOADER.RESAMPLING.MODE = "sqrt"  # "natural", "sqrt", "uniform" or "inverse_sqrt"
+    cfg.DATALOADER.RESAMPLING.MODE = "sqrt"  # "natural", "sqrt" or "uniform"
     cfg.DATALOADER.RESAMPLING.THRESHOLD = 1e-3  # hashtag frequency (a fraction of images) below which images repeat
     # Shards whose images are mixed with each other; the shards' own order is random in each epoch. 0 mixes all images,
     # which under resampling takes 16 bytes of memory an image; a window takes next to none and reads in sequence.
@@ -48,6 +48,11 @@ def add_wsl_config(cfg: CN) -> None:
     # A run stops when more than this fraction of the images it drew could not be decoded (8 are always allowed).
     cfg.DATALOADER.MAX_DAMAGED_FRACTION = 1e-3
     cfg.TEST.FAST_EVAL = True  # COCO evaluation by faster-coco-eval where it is installed; the same numbers
+    # Linear probes at every evaluation of a pretraining, each of the numbers that `wsl-d2 probe` gives of the backbone:
+    # rows of [training set, test set], names in DATASETS.HASHTAG_FOLDERS, one label an image. A few thousand images
+    # take seconds; `wsl-d2 data view` makes a subset of a larger set.
+    cfg.TEST.PROBE = []
+    cfg.TEST.PROBE_SHOTS = ()  # also with so many training images a class, five draws each
     cfg.TEST.IMS_PER_BATCH = 64  # images per process when evaluating a HashtagClassifier
 
     # ---- Model

@@ -5,6 +5,18 @@ class UserError(Exception):
     """An error that a user can fix; the message names the file or key, the value, what is allowed, and what to do."""
 
 
+class FaultsError(UserError):
+    """Several faults.
+
+    Args:
+        lines: one for each.
+    """
+
+    def __init__(self, lines: list[str]):
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
 class MissingPackageError(UserError, ImportError):
     """A package is not installed that this needs; the message says how to get it."""
 

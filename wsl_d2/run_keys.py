@@ -33,6 +33,8 @@ KEYS_OF_PLACE_AND_SPEED = (
     "TEST.EVAL_PERIOD",
     "TEST.EXPECTED_RESULTS",
     "TEST.FAST_EVAL",
+    "TEST.PROBE",
+    "TEST.PROBE_SHOTS",
     "VERSION",
     "VIS_PERIOD",
     "WANDB",
@@ -43,6 +45,10 @@ KEYS_OF_EVALUATION = ("DATASETS.TEST", "TEST")
 
 # ... and the limits at which a run stops. (Instead of the micro-batch, resuming compares the ghost batch size.)
 KEYS_OF_TOLERANCE = ("DATALOADER.MAX_DAMAGED_FRACTION", "SOLVER.IMS_PER_MICRO_BATCH", "SOLVER.MAX_SKIPPED_STEPS")
+
+# What a checkpoint that does not know a key was trained with, where that is not the key's default: for a new key whose
+# default changes the numbers. And for a key that was removed, the value that the code now always takes.
+VALUES_WHERE_UNKNOWN: dict[str, str] = {}
 
 # May differ in a comparison: the initialization, what belongs to it, and the seed.
 KEYS_OF_INITIALIZATION = (

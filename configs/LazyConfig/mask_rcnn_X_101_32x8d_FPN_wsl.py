@@ -1,6 +1,6 @@
-"""Mask R-CNN on ResNeXt-101 32x8d, initialised with the WSL weights: Detectron2's own LazyConfig, another bottom-up.
+"""Mask R-CNN on ResNeXt-101 32x8d, initialized with the WSL weights: Detectron2's own LazyConfig, another bottom-up.
 
-For Detectron2's tools/lazyconfig_train_net.py with the line that README.md shows. Not yet run at this size.
+For Detectron2's tools/lazyconfig_train_net.py with the line that configs/README.md shows. Not yet run at this size.
 """
 
 from pathlib import Path

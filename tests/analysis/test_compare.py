@@ -156,6 +156,22 @@ def test_seeds_give_verdicts_about_the_method(runs):
         compare_runs(one, runs / "gt.json", ["imagenet"], 0)
 
 
+def test_what_starts_from_random_weights_comes_last(runs):
+    contents = json.loads((runs / "gt.json").read_text())
+    for name, weights, jitter in (("scratch", "", 8.0), ("old", "old.pth", 4.0), ("new", "new.pth", 5.0)):
+        config = write_run(runs / name, contents, 3, jitter) / "config.yaml"
+        config.write_text(config.read_text().replace("WEIGHTS: ''", f"WEIGHTS: '{weights}'"))
+    folders = {name: [runs / name] for name in ("scratch", "old", "new")}
+    comparison = compare_runs(folders, runs / "gt.json", ["old"], 20)
+    assert list(comparison["runs"]) == ["new", "old", "scratch"]
+    assert [row["candidate"] for row in comparison["gains"]] == ["new", "scratch"]
+    write_report(comparison, runs / "page.html", title="t")
+    headline = re.search(r'<h1>t</h1>\s*<p class="headline">([^<]*)', (runs / "page.html").read_text())[1]
+    assert headline.startswith("new costs these detectors ") and "one run each" in headline
+    low, high = map(float, re.search(r"95% interval (\S+) to (\S+) over images", headline).groups())
+    assert low < float(re.search(r"(\S+) box AP", headline)[1]) < high
+
+
 def test_sizes_without_objects_are_words(runs):
     contents = json.loads((runs / "gt.json").read_text())
     contents["annotations"] = [a for a in contents["annotations"] if a["area"] > 33**2]
@@ -236,7 +252,7 @@ def test_the_tool_prints_the_table_and_writes_one_self_contained_page(runs):
             rf"wsl adds \d+\.\d {metric} to these detectors \(imagenet .*\), 95% interval .* over images; one run each"
         )
         assert re.search(pattern, printed)
-    assert "SOLVER.BASE_LR differs: imagenet: 0.04; wsl: 0.02" in printed
+    assert "SOLVER.BASE_LR differs: wsl: 0.02; imagenet: 0.04" in printed
     page = (runs / "report" / "report.html").read_text()
     assert "<script" not in page
     assert 'src="http' not in page and "url(http" not in page and "<link" not in page

@@ -30,6 +30,7 @@ from pycocotools.coco import COCO
 from wsl_d2.data import HashtagDataset
 from wsl_d2.data.format.manifest import read_manifest
 from wsl_d2.hashtags import Vocabulary, load_wordnet, normalize_hashtag, wnid_to_synset
+from wsl_d2.hashtags.mapping import HashtagMapping, Mapped
 
 OPTIONS = WorldOptions(seed=5, **TINY)
 
@@ -115,12 +116,12 @@ def test_hashtags_are_spelled_as_people_spell_them():
 
 
 def test_a_world_whose_labels_are_not_what_the_hashtags_mean_is_refused(tmp_path, monkeypatch):
-    def spellings_alone(self, hashtags):
-        keys = [normalize_hashtag(hashtag) for hashtag in hashtags]
-        known = {key: label for label, group in enumerate(self.hashtags) for key in group}
-        return np.array(sorted({known[key] for key in keys if key in known}), np.int64)
+    def spellings_alone(self, hashtag):
+        known = {key: label for label, group in enumerate(self.vocabulary.hashtags) for key in group}
+        label = known.get(normalize_hashtag(hashtag))
+        return Mapped((), "not in the vocabulary", 0) if label is None else Mapped((label,), "", 0)
 
-    monkeypatch.setattr(Vocabulary, "labels", spellings_alone)
+    monkeypatch.setattr(HashtagMapping, "map", spellings_alone)
     with pytest.raises(LabelError, match="photos are labelled otherwise than their hashtags are meant, the first with"):
         prepare_miniworld(tmp_path / "world", OPTIONS, progress=False)
 

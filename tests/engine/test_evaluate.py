@@ -9,6 +9,7 @@ from wsl_d2 import add_wsl_config
 from wsl_d2.engine import evaluate as module
 from wsl_d2.engine.evaluate import evaluate
 from wsl_d2.engine.plan import RunPlan, open_plan
+from wsl_d2.engine.record import describe_run
 
 
 @pytest.mark.parametrize("names", [("unit_val",), ("unit_val", "unit_train")])
@@ -40,7 +41,7 @@ def test_a_detector_is_evaluated_by_the_evaluator_of_its_dataset(monkeypatch):
         def evaluate(self):
             return {"bbox": {"AP": float(self.seen)}, "name": {self.name: 0.0}}
 
-    monkeypatch.setattr(module, "build_detection_test_loader", lambda cfg, name: [[{}], [{}, {}]])
+    monkeypatch.setattr(module, "build_detection_test_loader", lambda cfg, name, mapper: [[{}], [{}, {}]])
     monkeypatch.setattr(module, "build_detection_evaluator", Evaluator)
     cfg = get_cfg()
     add_wsl_config(cfg)
@@ -52,6 +53,13 @@ def test_a_detector_is_evaluated_by_the_evaluator_of_its_dataset(monkeypatch):
 
     found = evaluate(RunPlan(cfg), Detector())
     assert found == {name: {"bbox": {"AP": 3.0}, "name": {name: 0.0}} for name in ("one", "two")}
+
+
+def test_the_record_of_several_test_sets_names_each(cfg):
+    cfg.DATASETS.TEST = ("unit_val", "unit_train")
+    plan = open_plan(cfg)
+    results = describe_run(plan, evaluate(plan, build_model(plan.cfg)))["results"]
+    assert results["unit_val/hashtag/num_images"] == 20 and results["unit_train/hashtag/num_images"] == 48
 
 
 def test_without_a_test_set_there_is_no_result(cfg):

@@ -1,6 +1,7 @@
 """The resume fingerprint: every key of the config is in it, or is one that may change."""
 
 import json
+from pathlib import Path
 
 import pytest
 from detectron2.config import get_cfg
@@ -13,8 +14,16 @@ from wsl_d2.engine.fingerprint import (
     resume_fingerprint,
 )
 from wsl_d2.errors import ConfigError
-from wsl_d2.run_keys import KEYS_OF_EVALUATION, KEYS_OF_PLACE_AND_SPEED, KEYS_OF_TOLERANCE, flatten, is_among
+from wsl_d2.run_keys import (
+    KEYS_OF_EVALUATION,
+    KEYS_OF_PLACE_AND_SPEED,
+    KEYS_OF_TOLERANCE,
+    VALUES_WHERE_UNKNOWN,
+    flatten,
+    is_among,
+)
 
+FINGERPRINTS = Path(__file__).parent / "fingerprints"
 MAY_CHANGE = KEYS_OF_PLACE_AND_SPEED + KEYS_OF_EVALUATION + KEYS_OF_TOLERANCE
 # Our keys that change a run's numbers. A new key of ours belongs here, or in one of the lists of run_keys.py.
 OURS_THAT_COUNT = {
@@ -80,12 +89,48 @@ def test_facts_of_the_data_are_part_of_it():
     assert found == resume_fingerprint(cfg) | {"number of images": "48", "ghost batch size": "8"}
 
 
-def test_differences_are_named_in_both_directions():
-    assert compare_fingerprints({"A": "1", "B": "2", "C": "3"}, {"A": "1", "B": "4", "D": "5"}) == [
-        "B was 2, is now 4",
-        "C was 3, is now not there",
-        "D was not there, is now 5",
-    ]
+def test_differences_are_named():
+    assert compare_fingerprints({"A": "1", "B": "2", "C": "3"}, {"A": "1", "B": "4", "C": "3"}) == ["B was 2, is now 4"]
+
+
+def test_a_key_that_one_side_does_not_know_counts_as_its_default():
+    now = resume_fingerprint(full_config())
+    old = {name: value for name, value in now.items() if name != "SOLVER.EMA_DECAY"}
+    assert compare_fingerprints(old, now) == compare_fingerprints(now, old) == []
+    now["SOLVER.EMA_DECAY"] = "0.5"
+    assert compare_fingerprints(old, now) == ["SOLVER.EMA_DECAY was 0, is now 0.5"]
+    assert compare_fingerprints(now, old) == ["SOLVER.EMA_DECAY was 0.5, is now 0"]
+    assert compare_fingerprints(old | {"SOLVER.OF_OLD": "1"}, old) == ["SOLVER.OF_OLD was 1, is now not there"]
+
+
+def test_a_key_whose_default_changed_the_numbers_has_the_value_of_before(monkeypatch):
+    monkeypatch.setitem(VALUES_WHERE_UNKNOWN, "SOLVER.EMA_DECAY", "0.9")
+    assert compare_fingerprints({}, {"SOLVER.EMA_DECAY": "0.0"}) == ["SOLVER.EMA_DECAY was 0.9, is now 0.0"]
+    assert compare_fingerprints({}, {"SOLVER.EMA_DECAY": "0.9"}) == []
+
+
+def test_facts_that_one_side_does_not_know_are_not_compared():
+    assert compare_fingerprints({"number of images": "48"}, {"SHA-256 of the labels": "ab"}) == []
+
+
+@pytest.mark.parametrize("path", sorted(FINGERPRINTS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_runs_of_earlier_versions_resume(path):
+    """A file of this folder is what a checkpoint of that version holds. If this fails, resuming such a run is refused:
+    give the new key the default that computes as before, or an entry in VALUES_WHERE_UNKNOWN."""
+    saved = json.loads(path.read_text())
+    now = {name: saved.get(name, value) for name, value in resume_fingerprint(full_config()).items()}
+    assert compare_fingerprints(saved, now) == []
+
+
+def test_what_cannot_be_overridden_is_said(tmp_path):
+    saved, now = {"A": "1"}, {"A": "2"}
+    with pytest.raises(ConfigError, match="belongs to another run: A was 1"):
+        check_fingerprint(saved, now, str(tmp_path), override=False, iteration=6, misfit="its tensor x is [1]")
+    with pytest.raises(
+        ConfigError, match=r"also not with --override-resume: its tensor x is \[1\] \(A was 1, is now 2"
+    ):
+        check_fingerprint(saved, now, str(tmp_path), override=True, iteration=6, misfit="its tensor x is [1]")
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_run_is_refused_or_the_override_recorded(tmp_path):

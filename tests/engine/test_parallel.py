@@ -4,29 +4,19 @@ import re
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from processes import in_processes
 from torch import nn
-from training_runs import losses, start_processes, train, train_together, weights
+from training_runs import losses, solver_config, start_processes, train, train_together, weights
 
-from wsl_d2 import add_wsl_config
 from wsl_d2.engine.parallel import build_sgd, data_parallel, ghost_batch_size
 from wsl_d2.errors import ConfigError
-
-
-def config(**solver):
-    cfg = get_cfg()
-    add_wsl_config(cfg)
-    for key, value in solver.items():
-        cfg.SOLVER[key] = value
-    return cfg
 
 
 @pytest.mark.parametrize(
     ("batch", "micro_batch", "saved", "size"), [(8, 0, None, 8), (8, 4, None, 4), (8, 0, 2, 2), (8, 4, 2, 4)]
 )
 def test_the_ghost_batch_is_what_is_asked_for_then_what_was_saved_then_all(batch, micro_batch, saved, size):
-    assert ghost_batch_size(config(IMS_PER_BATCH=batch, IMS_PER_MICRO_BATCH=micro_batch), saved) == size
+    assert ghost_batch_size(solver_config(IMS_PER_BATCH=batch, IMS_PER_MICRO_BATCH=micro_batch), saved) == size
 
 
 @pytest.mark.parametrize(
@@ -39,13 +29,13 @@ def test_the_ghost_batch_is_what_is_asked_for_then_what_was_saved_then_all(batch
 )
 def test_a_ghost_batch_that_does_not_divide_the_batch_is_refused(micro_batch, saved, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
-        ghost_batch_size(config(IMS_PER_BATCH=8, IMS_PER_MICRO_BATCH=micro_batch), saved)
+        ghost_batch_size(solver_config(IMS_PER_BATCH=8, IMS_PER_MICRO_BATCH=micro_batch), saved)
 
 
 def sizes_of_two():
     with pytest.raises(ConfigError, match=r"IMS_PER_BATCH \(7\) must be a multiple of the number of processes \(2\)"):
-        ghost_batch_size(config(IMS_PER_BATCH=7))
-    return ghost_batch_size(config(IMS_PER_BATCH=8))
+        ghost_batch_size(solver_config(IMS_PER_BATCH=7))
+    return ghost_batch_size(solver_config(IMS_PER_BATCH=8))
 
 
 def test_a_process_of_two_has_half_of_the_batch():
@@ -54,7 +44,7 @@ def test_a_process_of_two_has_half_of_the_batch():
 
 def test_weight_decay_of_norms_and_biases_is_their_own():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    cfg = config(BASE_LR=0.5, MOMENTUM=0.8, NESTEROV=True, WEIGHT_DECAY=0.1, WEIGHT_DECAY_NORM=0.0)
+    cfg = solver_config(BASE_LR=0.5, MOMENTUM=0.8, NESTEROV=True, WEIGHT_DECAY=0.1, WEIGHT_DECAY_NORM=0.0)
     cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.2
     optimizer = build_sgd(cfg, model)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -67,7 +57,7 @@ def test_weight_decay_of_norms_and_biases_is_their_own():
 def test_alone_a_model_is_not_wrapped_and_its_momentum_not_sharded():
     model = nn.Linear(2, 2)
     assert data_parallel(model, "bfloat16") is model
-    assert type(build_sgd(config(ZERO_STAGE_1=True), model)) is torch.optim.SGD
+    assert type(build_sgd(solver_config(ZERO_STAGE_1=True), model)) is torch.optim.SGD
     with pytest.raises(ConfigError, match="GRADIENT_COMPRESSION is 'int8'; it may be '', 'bfloat16', 'float16'"):
         data_parallel(model, "int8")
 
@@ -77,7 +67,7 @@ def shards():
     from detectron2.utils import comm
 
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4))
-    cfg = config(ZERO_STAGE_1=True, MOMENTUM=0.9)
+    cfg = solver_config(ZERO_STAGE_1=True, MOMENTUM=0.9)
     optimizer = build_sgd(cfg, model)
     parallel = data_parallel(model)
     for _ in range(2):

@@ -1,25 +1,16 @@
 import numpy as np
 import pytest
-from detectron2.config import get_cfg
 from detectron2.solver import build_lr_scheduler
 from torch import nn, optim
+from training_runs import solver_config
 
-from wsl_d2 import add_wsl_config
 from wsl_d2.engine.main import load_config
 from wsl_d2.engine.schedule import halving_steps, resolve_schedule
 from wsl_d2.errors import ConfigError
 
 
-def config(**solver):
-    cfg = get_cfg()
-    add_wsl_config(cfg)
-    for key, value in solver.items():
-        cfg.SOLVER[key] = value
-    return cfg
-
-
 def test_the_papers_batch_scales_the_rate_and_warms_up_from_a_256_batchs():
-    cfg = config(LR_PER_256_IMAGES=0.1, IMS_PER_BATCH=8064, TOTAL_IMAGES=1_970_000_000, WARMUP_IMAGES=6_000_000)
+    cfg = solver_config(LR_PER_256_IMAGES=0.1, IMS_PER_BATCH=8064, TOTAL_IMAGES=1_970_000_000, WARMUP_IMAGES=6_000_000)
     resolve_schedule(cfg, images_per_epoch=940_000_000)
     assert cfg.SOLVER.BASE_LR == pytest.approx(3.15)
     assert cfg.SOLVER.MAX_ITER == 244_296
@@ -32,7 +23,7 @@ def test_the_papers_batch_scales_the_rate_and_warms_up_from_a_256_batchs():
 )
 def test_the_rate_at_every_iteration_is_the_closed_form(total_images, halvings, max_iter):
     """Warm-up from 0.1 to 3.15, then halved at even distances; all iterations of the recipes at a batch of 8,064."""
-    cfg = config(LR_PER_256_IMAGES=0.1, IMS_PER_BATCH=8064, TOTAL_IMAGES=total_images, WARMUP_IMAGES=6_000_000)
+    cfg = solver_config(LR_PER_256_IMAGES=0.1, IMS_PER_BATCH=8064, TOTAL_IMAGES=total_images, WARMUP_IMAGES=6_000_000)
     cfg.SOLVER.NUM_LR_HALVINGS = halvings
     resolve_schedule(cfg, images_per_epoch=1)
     assert cfg.SOLVER.MAX_ITER == max_iter
@@ -46,13 +37,13 @@ def test_the_rate_at_every_iteration_is_the_closed_form(total_images, halvings, 
 
 
 def test_epochs_count_draws_of_the_resampled_set():
-    cfg = config(IMS_PER_BATCH=10, TOTAL_EPOCHS=2.5)
+    cfg = solver_config(IMS_PER_BATCH=10, TOTAL_EPOCHS=2.5)
     resolve_schedule(cfg, images_per_epoch=101)
     assert cfg.SOLVER.MAX_ITER == 26  # 252 images (half to even), 10 at a time
 
 
 def test_halvings_are_evenly_spaced_and_reach_the_optimiser():
-    cfg = config(IMS_PER_BATCH=1, TOTAL_IMAGES=100, NUM_LR_HALVINGS=4, BASE_LR=1.0, WARMUP_ITERS=0)
+    cfg = solver_config(IMS_PER_BATCH=1, TOTAL_IMAGES=100, NUM_LR_HALVINGS=4, BASE_LR=1.0, WARMUP_ITERS=0)
     resolve_schedule(cfg, images_per_epoch=1)
     assert cfg.SOLVER.STEPS == (20, 40, 60, 80)
     optimizer = optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
@@ -77,7 +68,7 @@ def test_halvings_are_evenly_spaced_and_reach_the_optimiser():
 )
 def test_contradictions_are_errors(solver, message):
     with pytest.raises(ConfigError, match=message):
-        resolve_schedule(config(**solver), images_per_epoch=10)
+        resolve_schedule(solver_config(**solver), images_per_epoch=10)
 
 
 def test_halving_steps_lie_strictly_inside():

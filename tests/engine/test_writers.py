@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
 
 from wsl_d2 import add_wsl_config
 from wsl_d2.engine import writers
-from wsl_d2.engine.writers import GuardedWriter, PretrainingPrinter, WandbWriter, build_writers
+from wsl_d2.engine.writers import GuardedWriter, PretrainingPrinter, build_writers, start_wandb
 from wsl_d2.errors import ConfigError
 
 
@@ -50,63 +50,43 @@ def test_the_printer_adds_a_line_of_pretrainings_own_metrics(monkeypatch):
     assert lines[1] == " 12,345 images seen, 1,234.6 images/s, 2 images skipped"
 
 
-class FakeRun:
-    def __init__(self, **options):
-        self.options, self.logged, self.is_finished = options, [], False
-
-    def log(self, values, step):
-        self.logged.append((step, values))
-
-    def finish(self):
-        self.is_finished = True
-
-
 @pytest.fixture()
 def wandb(monkeypatch):
-    module = types.SimpleNamespace(init=FakeRun)
-    monkeypatch.setitem(sys.modules, "wandb", module)
+    started = []
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: started.append(options)))
+    return started
 
 
-def test_every_scalar_reaches_wandb_once_at_its_iteration(wandb):
-    writer = WandbWriter("mine", "runs/of mine", {"SEED": 1})
-    with EventStorage(0) as storage:
-        for value in (1.0, 2.0):
-            storage.put_scalar("loss", value, smoothing_hint=False)
-            writer.write()
-            writer.write()
-            storage.step()
-        storage.put_scalar("loss", 3.0, smoothing_hint=False)
-        storage.put_scalar("top1", 50.0, smoothing_hint=False)
-        writer.write()
-    writer.close()
-    run = writer._run
-    assert run.logged == [(0, {"loss": 1.0}), (1, {"loss": 2.0}), (2, {"loss": 3.0, "top1": 50.0})]
-    assert run.is_finished and run.options["project"] == "mine" and run.options["config"] == {"SEED": 1}
+def test_wandb_follows_tensorboard_and_a_resumed_run_has_the_same_identity(wandb):
+    for folder in ("runs/a b", "runs/a b", "runs/c"):
+        start_wandb("mine", folder, {"SEED": 1})
+    first, again, other = wandb
+    assert first["id"] == again["id"] != other["id"] and set(first["id"]) <= set("abcdefghijklmnopqrstuvwxyz-")
+    assert first["sync_tensorboard"] and first["resume"] == "allow"
+    assert (first["project"], first["config"], first["dir"]) == ("mine", {"SEED": 1}, "runs/a b")
 
 
-def test_a_resumed_run_has_the_same_identity_in_wandb(wandb):
-    first, again, other = (
-        WandbWriter("mine", folder, {})._run.options for folder in ("runs/a b", "runs/a b", "runs/c")
-    )
-    assert first["id"] == again["id"] != other["id"] and first["resume"] == "allow"
-    assert set(first["id"]) <= set("abcdefghijklmnopqrstuvwxyz-")
-
-
-def test_wandb_that_is_not_installed_is_one_clear_error(monkeypatch):
+def test_wandb_that_is_not_installed_or_does_not_start_is_one_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(
-        ConfigError, match="WANDB.PROJECT is 'mine', but wandb is not installed; run `pip install wandb`"
-    ):
-        WandbWriter("mine", "out", {})
+    with pytest.raises(ConfigError, match="WANDB.PROJECT is 'mine', but wandb is not installed; run `pip install wand"):
+        start_wandb("mine", "out", {})
+
+    def refuse(**_):
+        raise RuntimeError("no API key\nconfigured")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=refuse))
+    with pytest.raises(ConfigError, match=r"W&B did not start \(no API key configured\); run `wandb login`"):
+        start_wandb("mine", "out", {})
 
 
-def test_a_run_has_guarded_writers_and_wandbs_if_asked_for(tmp_path, wandb):
+def test_a_run_has_guarded_writers_and_wandb_if_asked_for(tmp_path, wandb):
     cfg = get_cfg()
     add_wsl_config(cfg)
     cfg.OUTPUT_DIR = str(tmp_path)
     found = build_writers(cfg, max_iter=10)
     assert all(isinstance(writer, GuardedWriter) for writer in found)
-    kinds = [type(writer.writer) for writer in found]
-    assert kinds == [PretrainingPrinter, JSONWriter, TensorboardXWriter]
+    assert [type(writer.writer) for writer in found] == [PretrainingPrinter, JSONWriter, TensorboardXWriter]
+    assert not wandb
     cfg.WANDB.PROJECT = "mine"
-    assert [type(writer.writer) for writer in build_writers(cfg, 10)] == [*kinds, WandbWriter]
+    build_writers(cfg, 10)
+    assert len(wandb) == 1

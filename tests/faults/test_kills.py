@@ -122,15 +122,15 @@ def test_another_number_of_workers_changes_nothing(datasets, whole_run, tmp_path
 SLOW_DISK = (
     INJECT
     + """
-from wsl_d2.engine import checkpointer
-write = checkpointer._HashingFile.write
+from wsl_d2.files import HashingWriter
+write = HashingWriter.write
 
 def slow_write(self, data):
     if os.path.exists(os.path.join({output!r}, "slow")):
         time.sleep(0.2)
     return write(self, data)
 
-checkpointer._HashingFile.write = slow_write
+HashingWriter.write = slow_write
 run_command_line()
 """
 )

@@ -1,15 +1,18 @@
 """Rows 30 to 34 of the fault matrix: changed settings, failing loggers, odd machines, leaks, broken evaluations."""
 
 import json
+import re
 import shutil
 import signal
 
 import numpy as np
 import pytest
-from toy_data import write_hashtag_folder
+import torch
+from toy_data import TOY_SYNSETS, write_hashtag_folder
 from training_runs import INJECT, assert_same_state, dies_at, losses, merged_records, start_processes, train
 
 from wsl_d2.data import make_view
+from wsl_d2.hashtags import Vocabulary, load_wordnet
 
 pytestmark = pytest.mark.fault
 
@@ -61,6 +64,49 @@ def test_an_override_continues_with_the_new_settings_and_notes_it(datasets, tmp_
     rates = {record["iteration"]: record["lr"] for record in records if "lr" in record}
     assert rates[20] < 0.1 * 0.0125 < rates[6]
     survived(30, "", 1, "or continued with --override-resume, which is noted")
+
+
+def test_a_checkpoint_of_older_code_resumes(datasets, whole_run, tmp_path):
+    """Its fingerprint does not know the keys that came later."""
+    train(datasets, tmp_path, check=False, script=dies_at(10))
+    path = tmp_path / (tmp_path / "last_checkpoint").read_text()
+    checkpoint = torch.load(path, weights_only=True)
+    for key in ("SOLVER.EMA_DECAY", "INPUT.DECODING", "MODEL.HASHTAG_CLASSIFIER.LOSS", "SHA-256 of the labels"):
+        del checkpoint["trainer"]["fingerprint"][key]
+    torch.save(checkpoint, path)
+    path.with_name(f"{path.name}.sha256").unlink()
+    train(datasets, tmp_path, flags=["--resume"])
+    assert losses(tmp_path) == losses(whole_run)
+
+
+def test_what_an_override_cannot_change_is_one_line(datasets, whole_run, tmp_path):
+    synsets = [*TOY_SYNSETS[:-1]]
+    write_hashtag_folder(datasets / "toy" / "fewer", Vocabulary.build("fewer", load_wordnet(), synsets=synsets))
+    folders = "[['toy_train', 'toy/fewer'], ['toy_val', 'toy/fewer']]"
+    flags = ["--resume", "--override-resume"]
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
+    result = train(datasets, tmp_path, check=False, flags=flags, DATASETS__HASHTAG_FOLDERS=folders)
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.output[-3000:]
+    message = r"cannot be continued, also not with --override-resume: its tensor head.bias is \[4\], the model's \[3\]"
+    assert re.search(message, result.stderr) and "as MODEL.WEIGHTS" in result.stderr
+    assert not (tmp_path / "resume_overrides.json").exists()
+
+
+def test_a_finished_run_is_extended_with_the_rates_of_the_longer_run(datasets, tmp_path):
+    """From its end on it has the rates of a run that was planned so long; nothing else of it changes."""
+    train(datasets, tmp_path / "longer", SOLVER__TOTAL_IMAGES=320)
+    train(datasets, tmp_path / "extended")
+    flags = ["--resume", "--override-resume"]
+    run = train(datasets, tmp_path / "extended", flags=flags, SOLVER__TOTAL_IMAGES=320)
+    rates = [rates_of(tmp_path / name) for name in ("longer", "extended")]
+    assert len(rates[1]) == 40 and [rates[1][i] for i in range(30, 40)] == [rates[0][i] for i in range(30, 40)]
+    assert rates[1][29] < rates[0][29]
+    assert "the learning rate goes from " in run.output and "from iteration 30 to 39" in run.output
+
+
+def rates_of(output):
+    records = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    return {record["iteration"]: record["lr"] for record in records if "lr" in record}
 
 
 FAILING_WRITERS = (

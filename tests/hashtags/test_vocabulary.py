@@ -320,3 +320,17 @@ def test_the_command_writes_a_vocabulary_and_says_its_size(tmp_path, imagenet):
     assert Vocabulary.load(output) == imagenet
     refused = wsl_d2("hashtags", "vocabulary", "--vocabulary", "8.5k", "--output", tmp_path / "no.json", code=2)
     assert "--counts FILE" in refused and not (tmp_path / "no.json").exists()
+
+
+def test_the_command_says_how_large_17k_is_without_counts_and_chooses_labels_by_them(tmp_path, all_nouns):
+    output = tmp_path / "vocabulary.json"
+    printed = wsl_d2("hashtags", "vocabulary", "--vocabulary", "17k", "--output", output)
+    assert f"17k without --counts has {len(all_nouns):,} labels" in printed and len(all_nouns) > 60_000
+    counts = tmp_path / "counts.tsv"
+    counts.write_text("dog\t50\ndogs\t20\npizza\t30\nbrownbear\t5\nqxqxqx\t90\n")
+    arguments = ["--vocabulary", "17k", "--counts", counts, "--output", output]
+    printed = wsl_d2("hashtags", "vocabulary", *arguments)
+    assert "3 labels" in printed and "without --counts" not in printed
+    assert "2 labels" in wsl_d2("hashtags", "vocabulary", *arguments, "--min-images", 30)
+    assert "1 labels" in wsl_d2("hashtags", "vocabulary", *arguments, "--max-labels", 1)
+    assert Vocabulary.load(output).synsets == ("n02084071",)

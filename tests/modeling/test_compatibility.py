@@ -1,5 +1,5 @@
 """Every config of Detectron2's model zoo on a ResNet, with a ResNeXt in its place: it builds, gets every tensor of a
-weight file, and computes what torchvision computes. The outcome is the table of README.md, which
+weight file, and computes what torchvision computes. The outcome is the table of configs/README.md, which
 
     WSL_D2_WRITE_TABLES=1 pytest -n0 tests/modeling/test_compatibility.py
 
@@ -24,7 +24,7 @@ from wsl_d2.checkpoint import IncompleteLoadError, WeightFile, convert_state_dic
 from wsl_d2.checkpoint.backbone import _res5_of_heads
 from wsl_d2.modeling import ArchitectureError, make_resnext
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "configs" / "README.md"
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 ARCHITECTURE = "resnext50_32x4d"
 BUILDERS = {
@@ -196,4 +196,4 @@ def test_every_config_of_the_model_zoo(reference):
     new = replace_table(text, "pytest tests/modeling/test_compatibility.py", "\n".join(lines))
     if write:
         README.write_text(new, encoding="utf-8")
-    assert new == text or write, "the table in README.md is another; run this test with WSL_D2_WRITE_TABLES=1"
+    assert new == text or write, "the table in configs/README.md is another; run this test with WSL_D2_WRITE_TABLES=1"

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from command_line import wsl_d2
 
+from wsl_d2.analysis.records import RunError
 from wsl_d2.cli.main import build_parser
-from wsl_d2.report.study import analyse, format_text
+from wsl_d2.report.study import analyse, format_text, write_report
 from wsl_d2.study.runner import describe_plan, run_locally, run_on_cluster
 from wsl_d2.study.study import Study, StudyError
 
@@ -169,6 +170,16 @@ def test_a_diverged_run_is_a_result_where_the_study_says_so(toy):
         ("    seconds: 3", "    second: 3", "stage fit: unknown second"),
         ("{stage: fit, file", "{stage: probe, file", "result score needs stage"),
         ("y: score}\n  - {kind: levels", "y: top1}\n  - {kind: levels", "y 'top1' is no result"),
+        (
+            "y: score}\n  - {kind: levels, x: size, baseline: small",
+            "y: score}\n  - {kind: sweep, x: size, series: n",
+            "sweep needs an axis of numbers above 0; size has small, large",
+        ),
+        (
+            "report:",
+            "labels: {top1: x}\nreport:",
+            "labels: 'top1' is no axis or result; there are n, size, seed, score",
+        ),
         ("baseline: small", "baseline: tiny", "baseline 'tiny' is no value of size"),
         ("kind: scaling", "kind: pie", "kind is one of"),
         ("--value {n}", "--value {m}", "names 'm'"),
@@ -200,3 +211,56 @@ def test_the_tool_reports(toy):
     assert "<svg" in page and 'src="http' not in page and "href=" not in page.split("<svg")[0]
     assert json.loads((toy.parent / "out" / "report.json").read_text())["analysis"][0]["kind"] == "scaling"
     assert len((toy.parent / "out" / "results.csv").read_text().splitlines()) == 13
+
+
+def toy_rows(study, score):
+    cells = [cell.values for cell in study.cells("out") if cell.stage == "fit"]
+    return [values | ({} if (value := score(**values)) is None else {"score": value}) for values in cells]
+
+
+def written(study, rows, folder):
+    analysis = analyse(study, rows)
+    return analysis, format_text(study, analysis), write_report(study, rows, analysis, folder).read_text()
+
+
+SWEEP = "  - {kind: sweep, x: n, series: size, y: score}\n"
+
+
+def test_a_sweep_names_the_best_and_shows_what_diverged(toy, tmp_path):
+    head = toy.read_text().partition("report:")[0].replace("[10, 100, 1000]", "[0.1, 0.001, 0.01]")
+    toy.write_text(head + 'labels: {n: rate, score: "AP, points"}\nreport:\n' + SWEEP)
+    study = Study.load(toy)
+
+    def score(n, size, seed):
+        if n == 0.1 and (size == "large" or seed == 1):
+            return None
+        return {0.1: 9.0, 0.01: 5.0, 0.001: 4.0 if size == "small" else 6.0}[n] + seed
+
+    (item,), text, page = written(study, toy_rows(study, score), tmp_path)
+    small, large = item["lines"]
+    assert [point["x"] for point in small["points"]] == [0.001, 0.01, 0.1]
+    assert [point["diverged"] for point in small["points"]] == [0, 0, 1] and small["best"] == 0.01
+    assert large["best"] == 0.001 and (small["at_end"], large["at_end"]) == ("", "lowest")
+    assert "Best rate by AP: small 0.01 (5.5 ± 6.4), large 0.001 (6.5 ± 6.4)." in text
+    assert "The best of large is the lowest that was tried; try lower ones." in text
+    assert "<td>9.0 (1 of 2 diverged)</td>" in page and "<td>diverged</td>" in page
+    assert ">AP, points</text>" in page and ">diverged</text>" in page and "nan" not in page
+    assert "<td>0.001</td><td>small</td><td>0</td><td>4.00</td>" in page
+
+
+def test_a_sweep_in_which_all_diverge_has_no_best(toy, tmp_path):
+    toy.write_text(toy.read_text().partition("report:")[0] + "report:\n" + SWEEP)
+    study = Study.load(toy)
+    (item,), text, _ = written(study, toy_rows(study, lambda n, size, seed: 1 if size == "small" else None), tmp_path)
+    assert item["lines"][1]["best"] is None and "large none" in text
+    with pytest.raises(RunError, match="no run has both n and score"):
+        analyse(study, toy_rows(study, lambda **values: None))
+
+
+def test_one_seed_says_so_and_numbers_ascend(toy, tmp_path):
+    toy.write_text(toy.read_text() + "  - {kind: levels, x: n, baseline: 10, y: score}\n")
+    study = Study.load(toy, {"seed": [0], "size": ["small"], "n": [1000, 10, 100]})
+    analysis, text, page = written(study, toy_rows(study, lambda n, size, seed: n / 10 + (n == 100)), tmp_path)
+    assert [level["value"] for level in analysis[2]["levels"]] == [10, 100, 1000]
+    assert "n 1000 has the highest score: 100.0, +99.0 (one run) against 10." in text
+    assert "One run of each n: no interval" in text and "nan" not in text and "nan" not in page

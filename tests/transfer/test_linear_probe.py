@@ -85,6 +85,15 @@ def test_an_optimum_at_the_end_of_the_grid_is_reported(caplog):
     assert "widen it" in caplog.text
 
 
+def test_strengths_weaker_than_a_bad_one_are_left_out():
+    """A weak penalty fits the noise."""
+    grid = tuple(10.0**exponent for exponent in range(3, -4, -1))
+    best, accuracy = choose_l2(*blobs(3000, dimension=400, noise=9.0), 6, grid=grid)
+    tried = list(accuracy)
+    assert 2 < len(tried) < len(grid) and tuple(tried) == grid[: len(tried)]
+    assert best != tried[-1] and accuracy[best] == max(accuracy.values()) > accuracy[tried[-1]] + 3
+
+
 def test_no_images_are_refused():
     features, labels = blobs(10)
     with pytest.raises(ProbeError, match="got 10 and 0"):

@@ -63,6 +63,31 @@ def test_neither_the_start_nor_the_chunks_matter(monkeypatch):
     monkeypatch.setattr(module, "_ROWS_AT_ONCE", 97)
     chunked = fit_logistic_regression(features, labels, 10, 1e-3)
     np.testing.assert_allclose(chunked.weight, alone.weight, atol=1e-3)
+    monkeypatch.setattr(module, "_KEPT_RESIDUALS", 0)
+    np.testing.assert_allclose(fit_logistic_regression(features, labels, 10, 1e-3).weight, chunked.weight, atol=1e-3)
+
+
+def test_images_of_a_weak_penalty_that_cannot_be_separated():
+    """Directions in which the features hardly vary are the hard ones."""
+    rng = np.random.default_rng(0)
+    features = (rng.normal(size=(1500, 64)) * np.logspace(0, -3, 64)).astype(np.float32)
+    labels = (features[:, :4] * [1, 1, 2, 2] + rng.normal(size=(1500, 4))).argmax(axis=1)
+    fitted = fit_logistic_regression(features, labels, 4, 1e-8)
+    theirs = SklearnLogisticRegression(C=1 / (1e-8 * 1500), tol=1e-10, max_iter=100, solver="newton-cholesky")
+    theirs.fit(features.astype(np.float64), labels)
+    expected = objective(theirs.coef_, theirs.intercept_, features, labels, 1e-8)
+    assert objective(fitted.weight, fitted.bias, features, labels, 1e-8) == pytest.approx(expected, rel=1e-6)
+
+
+def test_fewer_images_than_features():
+    features, labels = network_like_features(num_images=40)
+    fitted = fit_logistic_regression(features, labels, 10, 1e-3)
+    theirs = SklearnLogisticRegression(C=1 / (1e-3 * 40), tol=1e-9, max_iter=20000)
+    theirs.fit(features.astype(np.float64), labels)
+    expected = objective(theirs.coef_, theirs.intercept_, features, labels, 1e-3)
+    assert objective(fitted.weight, fitted.bias, features, labels, 1e-3) == pytest.approx(expected, rel=1e-6)
+    restarted = fit_logistic_regression(features, labels, 10, 1e-3, init=fitted)
+    assert restarted.num_iterations <= 1
 
 
 def test_a_class_without_images_and_constant_features_are_no_obstacle():

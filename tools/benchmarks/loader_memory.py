@@ -1,12 +1,10 @@
 """Memory of the training loader and its workers on an index of many images, over time.
 
-The dataset is real to the loader: a manifest, and an index for every shard; its tars are links to one small tar whose
-images come again and again. Memory is the proportional set size (PSS) of the process and its workers in all, less
-that of the process before the loader was built.
+The dataset is real to the loader: a manifest, and an index for every shard; all are links to one. Memory is the
+proportional set size (PSS) of the process and its workers in all, less that of the process before the loader was built.
 """
 
 import argparse
-import io
 import json
 import os
 import tempfile
@@ -14,16 +12,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from benchmarks.start import write_dataset
 from detectron2.config import get_cfg
-from PIL import Image
-from tqdm import tqdm
 
 from wsl_d2.config import add_wsl_config
-from wsl_d2.data import build_hashtag_train_loader, finish_dataset, index_shard, register_hashtag_dataset, write_shard
-from wsl_d2.data.shards import ShardIndex, index_path, write_index
-from wsl_d2.hashtags import Vocabulary, load_wordnet
-
-_HASHTAGS = {"dog": "n02084071", "cat": "n02121620", "bird": "n01503061", "car": "n02958343"}
+from wsl_d2.data import register_hashtag_dataset
+from wsl_d2.data.read.loaders import build_hashtag_train_loader
+from wsl_d2.engine.plan import open_plan
 
 
 def pss(process: int) -> float:
@@ -34,59 +29,17 @@ def pss(process: int) -> float:
     return 0.0
 
 
-def encoded(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((40, 40)).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def write_dataset(folder: Path, num_images: int, images_per_shard: int) -> None:
-    """Links, indexes and a manifest of num_images images."""
-    vocabulary = Vocabulary.build("toy", load_wordnet(), synsets=list(_HASHTAGS.values()))
-    vocabulary.save(folder / "vocabulary.json")
-    names = list(_HASHTAGS)
-    samples = [(f"{i:02d}", encoded(i), {"hashtags": [names[int(i**0.5) % 4]]}) for i in range(100)]
-    source = folder / "source"
-    write_shard(source, samples)
-    one = index_shard(source, vocabulary)
-    index_path(source).unlink()
-    times = images_per_shard // 100
-    labels = np.tile(one.labels, times)
-    for shard in tqdm(range(num_images // images_per_shard), desc="indexes", disable=None):
-        tar = folder / f"shard-{shard:06d}.tar"
-        tar.symlink_to("source")
-        first = shard * images_per_shard
-        keys = np.char.mod("%010d", np.arange(first, first + len(labels))).astype(np.bytes_)
-        write_index(
-            tar,
-            ShardIndex(
-                keys=keys,
-                offsets=np.tile(one.offsets, times),
-                sizes=np.tile(one.sizes, times),
-                indptr=np.arange(len(labels) + 1),
-                labels=labels,
-                num_unlabelled=0,
-                vocabulary_checksum=vocabulary.checksum,
-                crc32=np.tile(one.crc32, times),
-                tar_sha256=one.tar_sha256,
-            ),
-        )
-    finish_dataset(folder, vocabulary)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmark.py loader_memory", description=__doc__)
     parser.add_argument("--images", type=int, default=10_000_000)
-    parser.add_argument("--images-per-shard", type=int, default=10_000)
+    parser.add_argument("--images-per-shard", type=int, default=1_000)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--window-shards", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=120)
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        os.environ["FVCORE_CACHE"] = str(folder / "cache")
-        write_dataset(folder, args.images, args.images_per_shard)
+        folder = Path(name) / "many"
+        write_dataset(folder, args.images // args.images_per_shard, args.images_per_shard)
         register_hashtag_dataset("many", folder)
         cfg = get_cfg()
         add_wsl_config(cfg)
@@ -98,7 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
         cfg.DATALOADER.RESAMPLING.THRESHOLD = 0.5
         before = pss(os.getpid())
         begun = time.perf_counter()
-        stream = build_hashtag_train_loader(cfg)._get_iterator()
+        plan = open_plan(cfg)
+        stream = build_hashtag_train_loader(plan.cfg, plan.dataset, plan.sampler)._get_iterator()
         next(stream)
         print(f"first batch after {time.perf_counter() - begun:.1f} s, the repeat factors of all shards read first")
         processes = [os.getpid(), *(worker.pid for worker in stream._workers)]

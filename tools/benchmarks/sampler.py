@@ -117,7 +117,7 @@ def epoch_distribution_of(index: SimulatedIndex, args) -> int:
     factors = fixed_point(repeat_factors(index.hashtag_counts() / index.num_images, args.threshold, args.mode))
     sums = [int(largest_factors(*small.labels_of(shard), factors).sum()) for shard in range(_TEMPLATES)]
     total = sum(int(times) * value for times, value in zip(index.times, sums, strict=True))
-    return index.num_images if args.mode == "inverse_sqrt" else round(total / float(1 << 20))
+    return round(total / float(1 << 20))
 
 
 def check_permutation(args, index: SimulatedIndex) -> None:

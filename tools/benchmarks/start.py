@@ -12,11 +12,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 _MAX_LINKS = 60_000  # that file systems allow of a file
-_IMAGES = 8  # of each shard; a real one has thousands, which matters for nothing here
 
 
-def write_dataset(folder: Path, num_shards: int) -> None:
-    """Writes one shard and links it ``num_shards`` times, with a manifest that lists them all."""
+def write_dataset(folder: Path, num_shards: int, images: int = 8) -> None:
+    """Writes one shard of some images and links it ``num_shards`` times, with a manifest that lists them all."""
+    import io
+
     import numpy as np
     from PIL import Image
 
@@ -28,12 +29,10 @@ def write_dataset(folder: Path, num_shards: int) -> None:
     folder.mkdir(parents=True)
     vocabulary = Vocabulary.build("1.5k", load_wordnet())
     first = folder / "shard-000000.tar"
-    import io
-
     samples = []
-    for i in range(_IMAGES):
+    for i in range(images):
         buffer = io.BytesIO()
-        Image.fromarray(np.full((64, 64, 3), 20 * i, np.uint8)).save(buffer, "JPEG")
+        Image.fromarray(np.full((64, 64, 3), i % 256, np.uint8)).save(buffer, "JPEG")
         tags = [vocabulary.hashtags[label][0] for label in (37 * i % 1000, (37 * i + 411) % 1000)]
         samples.append((f"image{i}", buffer.getvalue(), {"hashtags": tags}))
     write_shard(first, samples)

@@ -5,55 +5,37 @@ of a turn's time over the bare loop's of the same turn. The trainer runs with al
 """
 
 import argparse
-import io
 import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from benchmarks.start import write_dataset
 from detectron2.engine import AMPTrainer, SimpleTrainer, hooks
 from detectron2.utils.events import EventStorage
-from PIL import Image
 from torch import nn
 
-from wsl_d2.data import finish_dataset, index_shard, register_hashtag_dataset, write_shard
-from wsl_d2.data.read.loaders import collate, training_dataset
+from wsl_d2.config import load_config
+from wsl_d2.data import register_hashtag_dataset
+from wsl_d2.data.read.loaders import collate
 from wsl_d2.engine.efficiency import peak_flops
-from wsl_d2.engine.main import load_config
 from wsl_d2.engine.parallel import build_sgd
+from wsl_d2.engine.plan import RunPlan, open_plan
 from wsl_d2.engine.trainer import WSLTrainer
 from wsl_d2.engine.writers import build_writers
-from wsl_d2.hashtags import Vocabulary, load_wordnet
 from wsl_d2.modeling.complexity import multiply_adds_per_image
 
-_HASHTAGS = {"dog": "n02084071", "cat": "n02121620", "bird": "n01503061", "car": "n02958343"}
 _NEVER = 1 << 40
 _CONFIG = Path(__file__).resolve().parents[2] / "configs" / "Base-Hashtag-Pretraining.yaml"
-
-
-def write_dataset(folder: Path, num_images: int) -> None:
-    vocabulary = Vocabulary.build("toy", load_wordnet(), synsets=list(_HASHTAGS.values()))
-    vocabulary.save(folder / "vocabulary.json")
-    samples = []
-    for number in range(num_images):
-        buffer = io.BytesIO()
-        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((256, 256)).save(buffer, "JPEG")
-        samples.append((f"{number:04d}", buffer.getvalue(), {"hashtags": [list(_HASHTAGS)[number % 4]]}))
-    write_shard(folder / "shard-000000.tar", samples)
-    index_shard(folder / "shard-000000.tar", vocabulary)
-    finish_dataset(folder, vocabulary)
 
 
 def make_config(args, folder: Path):
     cfg = load_config(str(_CONFIG), [])
     cfg.MODEL.BACKBONE.NAME = f"build_{args.architecture}_backbone"
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    cfg.MODEL.HASHTAG_CLASSIFIER.NUM_CLASSES = args.classes
     cfg.MODEL.COMPILE.ENABLED = args.compile
     cfg.INPUT.RANDOM_RESIZED_CROP.SIZE = args.size
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("benchmark",), ()
@@ -98,8 +80,8 @@ class Driven:
                 self.trainer.iter += 1
 
 
-def ours(cfg, batch: dict) -> Driven:
-    trainer = WSLTrainer(cfg)
+def ours(plan: RunPlan, batch: dict) -> Driven:
+    trainer = WSLTrainer(plan)
     trainer._trainer.reset_data_loader(lambda: Repeated(batch))
     return Driven(trainer)
 
@@ -186,7 +168,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--architecture", default="resnext50_32x4d" if gpu else "resnext26_8x4d")
     parser.add_argument("--batch-size", type=int, default=128 if gpu else 32)
     parser.add_argument("--size", type=int, default=224 if gpu else 112, help="pixels")
-    parser.add_argument("--classes", type=int, default=17_000 if gpu else 1_500)
     parser.add_argument("--steps", type=int, default=40 if gpu else 20, help="in a turn")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="torch.compile for the trainer (not for its peers)")
@@ -194,14 +175,14 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_dataset(folder, max(64, args.batch_size))
-        register_hashtag_dataset("benchmark", folder)
-        cfg = make_config(args, folder)
-        dataset = training_dataset(cfg)
+        write_dataset(folder / "images", 2, max(64, args.batch_size))
+        register_hashtag_dataset("benchmark", folder / "images")
+        plan = open_plan(make_config(args, folder))
+        cfg, dataset = plan.cfg, plan.dataset
         batch = collate([dataset[number] for number in range(args.batch_size)])
         if gpu:
             batch["image"] = batch["image"].pin_memory()
-        runs = {"wsl_d2": ours(cfg, batch)}
+        runs = {"wsl_d2": ours(plan, batch)}
         if not args.alone:
             runs |= {"bare loop": bare(cfg, batch), "torchvision's reference loop": torchvisions(cfg, batch)}
             runs["detectron2's AMPTrainer" if gpu else "detectron2's SimpleTrainer"] = detectron2s(cfg, batch)
@@ -213,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
                 seconds[name].append(seconds_of(runs[name], args.steps))
         where = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
         print(
-            f"{args.architecture}, {args.classes:,} classes, {args.batch_size} images of {args.size} pixels, "
+            f"{args.architecture}, {plan.dataset.num_labels:,} labels, {args.batch_size} images of {args.size} pixels, "
             f"{'bfloat16' if gpu else 'float32'}, {where}; medians of {args.turns} turns of {args.steps} steps"
         )
         for name, values in seconds.items():

@@ -45,8 +45,9 @@ def compare_runs(
 
         - "iou_types": those of "bbox", "segm" and "keypoints" that the ground truth and all runs have; "left_out":
           another that some have -> why it is not among them.
-        - "runs": initialisation -> folders, weights, base_lr, precision over recall, and iou_type -> metric, or (not of
-          keypoints) "errors" and the kind, -> mean, sd over seeds, values.
+        - "runs": initialisation (candidates, then baselines; those from random weights last) -> folders, weights,
+          base_lr, precision over recall, and iou_type -> metric, or (not of keypoints) "errors" and the kind, -> mean,
+          sd over seeds, values.
         - "gains": a row per pair: candidate, baseline, "paired" (by seed), iou_type -> metric, or "classes" and the
           class, or "errors" and the kind, -> see :func:`wsl_d2.analysis.gain.gain_of`; and of AP "verdict" and
           "settle", see :func:`wsl_d2.analysis.gain.what_would_settle`; "images" -> "best" and "worst", ids of the
@@ -72,6 +73,7 @@ def compare_runs(
     runs: dict[str, list[Run]] = {name: [read_run(folder) for folder in members] for name, members in folders.items()}
     if not force:
         check_comparable(runs)
+    runs = {name: runs[name] for name in sorted(runs, key=lambda name: _place(name, runs, baselines))}
     truth = as_ground_truth(ground_truth)
     results = {name: [read_results(truth, run.results) for run in members] for name, members in runs.items()}
     first = next(iter(runs.values()))[0]
@@ -83,8 +85,8 @@ def compare_runs(
     }
     gains = [
         _gains(truth, name, baseline, runs, evaluated, {"seed": seed, "seed_sd": seed_sd})
-        for baseline in baselines
         for name in runs
+        for baseline in baselines
         if name not in baselines
     ]
     return {
@@ -103,6 +105,11 @@ def compare_runs(
         "runs": {name: _table_row(members, evaluated[name], iou_types) for name, members in runs.items()},
         "gains": gains,
     }
+
+
+def _place(name: str, runs: dict[str, list[Run]], baselines: Sequence[str]) -> tuple[bool, bool]:
+    """Sorts candidates before baselines, and what starts from random weights, which is of least interest, last."""
+    return not any(run.value("MODEL.WEIGHTS") for run in runs[name]), name in baselines
 
 
 @dataclass(frozen=True)

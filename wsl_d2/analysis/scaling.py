@@ -77,6 +77,22 @@ def fit_log_linear(
     )
 
 
+def compare_slopes(first: LogLinearFit, second: LogLinearFit) -> dict:
+    """By how much the second line is steeper, with Welch's degrees of freedom: "slope_difference", its 95% "interval",
+    and a two-sided "p_value"."""
+    difference = second.slope_per_decade - first.slope_per_decade
+    freedom = [fit.num_points - 2 for fit in (first, second)]
+    errors = [(fit.slope_interval[1] - fit.slope_per_decade) / _t(fit.num_points) for fit in (first, second)]
+    error = math.hypot(*errors)
+    pooled = error**4 / sum(e**4 / df for e, df in zip(errors, freedom, strict=True)) if error else 1.0
+    width = float(stats.t.ppf(0.975, pooled)) * error
+    return {
+        "slope_difference": difference,
+        "interval": (difference - width, difference + width),
+        "p_value": float(2 * stats.t.sf(abs(difference) / error, pooled)) if error else 0.0,
+    }
+
+
 def _check(num_images: Sequence[float], metric: Sequence[float], labels: list[str]) -> None:
     for name, images, result in zip(labels, num_images, metric, strict=True):
         if not (math.isfinite(images) and images > 0):

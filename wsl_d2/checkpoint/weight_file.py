@@ -216,9 +216,7 @@ class WeightFile:
         if isinstance(path, WeightFile):
             return path
         path = os.fspath(path)
-        local_path = PathManager.get_local_path(path)
-        if not os.path.isfile(local_path):
-            raise MissingFileError(f"no weight file {path}")
+        local_path = cls.locate(path)
         if os.path.getsize(local_path) == 0:
             raise IncompleteLoadError(path, "the file is empty")
         if local_path.endswith(".safetensors"):
@@ -229,6 +227,19 @@ class WeightFile:
             provenance = payload.get(PROVENANCE)
         containers = {name: tensors for name, tensors in _containers(payload) if tensors}
         return cls(path, containers, provenance if isinstance(provenance, dict) else None)
+
+    @staticmethod
+    def locate(path: str) -> str:
+        """Returns where a weight file lies on this machine; one that is named by a URL is downloaded first.
+
+        Raises:
+            MissingFileError: there is no such file.
+            DownloadError: it cannot be had.
+        """
+        local_path = PathManager.get_local_path(path)
+        if not os.path.isfile(local_path):
+            raise MissingFileError(f"no weight file {path}")
+        return local_path
 
     def backbone(self, prefix: str | None = None) -> Backbone:
         """The one backbone in the file, or the one at a prefix.

@@ -1,4 +1,4 @@
-"""Verbs about datasets of shards: make, index, from-folders, verify, view, show, sampling."""
+"""Verbs about datasets: of shards make, index, from-folders, verify, view, sampling; of detection check; show."""
 
 from __future__ import annotations
 
@@ -148,6 +148,47 @@ def verify(args: argparse.Namespace) -> int:
     return 2
 
 
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("annotations", type=Path, help="JSON in COCO's format")
+    parser.add_argument("images", type=Path, help="folder that file_name in it is relative to")
+    parser.add_argument("--config-file", default="", metavar="FILE", help="of the detector that is to be trained on it")
+    parser.add_argument(
+        "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="a config key to override"
+    )
+    parser.add_argument("--train", type=Path, help="annotations of the training set, whose images must be others")
+    parser.add_argument("--train-images", type=Path, help="its folder; the same folder if left out")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop reading image files after so long")
+
+
+def check(args: argparse.Namespace) -> int:
+    """Checks a detection dataset in COCO's format: files, sizes, boxes, masks, classes, ids; exits with 2 on errors.
+
+    wsl-d2 data check instances_train.json train/ --config-file COCO-InstanceSegmentation/...
+    wsl-d2 data check instances_val.json val/ --train instances_train.json --train-images train/
+
+    Every training of a detector does the same at its start, with 10 seconds for the image files.
+    """
+    import sys
+
+    from wsl_d2.config import load_config
+    from wsl_d2.data.read.detection_check import check_detection, shared_images
+
+    keys = [text for pair in args.set for text in pair]
+    cfg = load_config(args.config_file, keys) if args.config_file or keys else None
+    checked = check_detection(args.annotations, args.images, cfg, seconds=args.seconds)
+    if args.train:
+        of_train = check_detection(args.train, args.train_images or args.images, seconds=args.seconds)
+        checked.findings += [found] if (found := shared_images(of_train, checked)) else []
+    print(f"{args.annotations}, {args.images}")
+    for what, count in checked.facts:
+        print(f"{count:9,}  {what}")
+    for finding in checked.findings:
+        print(f"{'error' if finding.is_error else 'warning':>9}  {finding}")
+    for line in checked.errors:
+        print(f"{args.prog}: {line}", file=sys.stderr)
+    return 2 if checked.errors else 0
+
+
 def _view_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="folder of a finished dataset")
     parser.add_argument("target", type=Path, help="folder to make")
@@ -199,24 +240,34 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="HTML file to write")
     parser.add_argument("--images", type=positive, default=48, help="images of the contact sheet, at most a batch")
-    parser.add_argument("--statistics", type=positive, default=1000, help="images decoded for sizes and failures")
+    parser.add_argument(
+        "--statistics", type=positive, default=1000, help="images decoded for sizes and failures; not of detection"
+    )
     _config_arguments(parser)
 
 
 def show(args: argparse.Namespace) -> None:
-    """Shows the training data of a config on one HTML page: a batch as the model sees it, labels, sizes, failures.
+    """Shows the training data of a config on one HTML page: images, their labels or objects, sizes, failures.
 
     wsl-d2 data show --config-file configs/Hashtag-Pretraining/... --output data.html [KEY VALUE ...]
+
+    Of a pretraining it shows a batch as the model sees it, of a detector the annotations as they are stored.
     """
+    from detectron2.data import MetadataCatalog
+
     from wsl_d2.config import load_config
     from wsl_d2.data import register_datasets
     from wsl_d2.files import write_atomically
+    from wsl_d2.report.detection_data import detection_data_page
     from wsl_d2.report.training_data import training_data_page
 
     cfg = load_config(args.config_file, args.opts)
     cfg.DATALOADER.NUM_WORKERS = 0
     register_datasets(cfg)
-    found = training_data_page(cfg, args.images, args.statistics)
+    if any(MetadataCatalog.get(name).get("evaluator_type") == "hashtag" for name in cfg.DATASETS.TRAIN):
+        found = training_data_page(cfg, args.images, args.statistics)
+    else:
+        found = detection_data_page(cfg, args.images)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(args.output, found)
     print(f"wrote {args.output}")
@@ -270,6 +321,7 @@ VERBS = {
     "index": Verb(index, _index_arguments, _RESUMES),
     "from-folders": Verb(from_folders, _from_folders_arguments, _RESUMES),
     "verify": Verb(verify, _verify_arguments, _RESUMES),
+    "check": Verb(check, _check_arguments),
     "view": Verb(view, _view_arguments, _RESUMES),
     "show": Verb(show, _show_arguments),
     "sampling": Verb(sampling, _sampling_arguments),

@@ -38,7 +38,7 @@ def duplicates(args: argparse.Namespace) -> None:
         --evaluation datasets/coco/val2017 --output duplicates/
     wsl-d2 duplicates --judged duplicates/pairs.csv --correct correct.json
 
-    Look at contact_sheet.png and write "no" into the last column of pairs.csv for pairs that are none; the same
+    Look at pairs.html and write "no" into the last column of pairs.csv for pairs that are none; the same
     command keeps what you wrote. With --judged and --correct it prints the accuracy that counts every duplicated image
     as wrong, a lower bound. --config-file and --weights add the nearest neighbors of a backbone's features.
     """
@@ -60,13 +60,16 @@ def duplicates(args: argparse.Namespace) -> None:
 
 def _search(args: argparse.Namespace) -> None:
     from wsl_d2.duplicates.features import backbone_features
-    from wsl_d2.duplicates.images import SHEET, open_images
-    from wsl_d2.duplicates.search import JUDGEMENTS, PAIRS, SHOWN, find_duplicates
+    from wsl_d2.duplicates.images import open_images
+    from wsl_d2.duplicates.search import JUDGEMENTS, PAIRS, find_duplicates
+    from wsl_d2.files import write_atomically
+    from wsl_d2.report.duplicates import SHEET, SHOWN, duplicates_page
 
     sets = {"evaluation": open_images(args.evaluation, args.coco), "pretraining": open_images(args.pretraining)}
     features = backbone_features(args.config_file, args.weights) if args.weights else None
     found = find_duplicates(**sets, output=args.output, min_score=args.min_score, features=features)
-    judged = f", {found.rejected:,} judged no" if found.rejected else ""
+    rejected = found.judged.count("no")
+    judged = f", {rejected:,} judged no" if rejected else ""
     share = f"{found.duplicated:,} of {len(found.progress.keys):,}"
     print(f"{len(found.pairs):,} pairs{judged}; {share} evaluation images have a duplicate")
     if found.kept_aside:
@@ -79,7 +82,8 @@ def _search(args: argparse.Namespace) -> None:
         if damaged := found.progress.damaged[name]:
             key, reason = next(iter(damaged.items()))
             print(f"  {images.place}: cannot be decoded: {len(damaged):,}, the first {key!r} ({reason})")
-    print(f"written: {args.output / PAIRS}" + (f", {args.output / SHEET}" if found.pairs else ""))
+    write_atomically(args.output / SHEET, duplicates_page(found, **sets))
+    print(f"written: {args.output / PAIRS}, {args.output / SHEET}")
     if len(found.pairs) > SHOWN:
         print(f"  {SHEET} shows the first {SHOWN} of {len(found.pairs):,} pairs")
 

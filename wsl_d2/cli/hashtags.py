@@ -88,7 +88,9 @@ def _vocabulary_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-labels", type=positive, help="keep the most frequent labels only")
     parser.add_argument("--wordnet", type=Path, help="folder of WordNet 3.0; found by itself if not given")
     parser.add_argument("--output", type=Path, required=True, help="file to write: vocabulary.json")
-    parser.add_argument("--report", type=Path, help="folder for a report: text, JSON and, with --counts, a picture")
+    parser.add_argument(
+        "--report", type=Path, help="folder for a report: page, text and JSON; --counts add what it covers"
+    )
     parser.add_argument(
         "--max-distance",
         type=int,
@@ -112,7 +114,7 @@ def vocabulary(args: argparse.Namespace) -> None:
     """
     from wsl_d2.errors import VocabularyError
     from wsl_d2.hashtags import Vocabulary, load_wordnet, read_hashtag_counts
-    from wsl_d2.hashtags.report import describe_vocabulary, format_description, write_description
+    from wsl_d2.hashtags.report import describe_vocabulary, format_description
 
     counts = read_hashtag_counts(args.counts) if args.counts else None
     try:
@@ -135,12 +137,16 @@ def vocabulary(args: argparse.Namespace) -> None:
         f"max_distance {policy.max_distance}, ambiguous {policy.ambiguous}, checksum {built.checksum}"
     )
     if args.vocabulary == "17k" and counts is None:
-        print("without --counts, 17k is every noun of WordNet; with them, those that people use")
+        print(
+            f"17k without --counts has {len(built):,} labels, every noun of WordNet; give them to keep what people use"
+        )
     for wnid, hashtag in built.built_with.get("disambiguated", {}).items():
         print(f"{wnid} has no hashtag of its own, as more frequent senses have them; it gets #{hashtag}")
     for wnid in built.built_with.get("unreachable", []):
         print(f"warning: no spelling leads to {wnid}: all of them are dropped or belong to other labels")
     if args.report:
+        from wsl_d2.report.vocabulary import write_description  # needs matplotlib
+
         facts = describe_vocabulary(built, counts)
         write_description(facts, args.report)
         print(format_description(facts))

@@ -11,9 +11,22 @@ import signal
 import sys
 import warnings
 
-from wsl_d2.cli import compare, data, duplicates, hashtags, predict, pretrain, probe, records, study, train, weights
+from wsl_d2.cli import (
+    compare,
+    data,
+    duplicates,
+    gain,
+    hashtags,
+    predict,
+    pretrain,
+    probe,
+    records,
+    study,
+    train,
+    weights,
+)
 from wsl_d2.cli.verb import Parser, Verb
-from wsl_d2.errors import NO_DETECTRON2, UserError
+from wsl_d2.errors import NO_DETECTRON2, FaultsError, UserError
 from wsl_d2.version import __version__
 
 _DESCRIPTION = """Weakly supervised pretraining on hashtagged photos, and what it is worth for detection.
@@ -25,10 +38,11 @@ _DESCRIPTION = """Weakly supervised pretraining on hashtagged photos, and what i
 # group -> (what it is about, verb -> Verb), or verb -> Verb
 VERBS: dict[str, Verb | tuple[str, dict[str, Verb]]] = {
     "hashtags": ("hashtags, vocabularies, counts", hashtags.VERBS),
-    "data": ("datasets of shards: making, checking, looking", data.VERBS),
+    "data": ("datasets: making, checking, looking", data.VERBS),
     "pretrain": pretrain.PRETRAIN,
     "train": train.TRAIN,
     "weights": ("weight files: public ones by name, conversion", weights.VERBS),
+    "gain": gain.GAIN,
     "compare": compare.COMPARE,
     "predict": predict.PREDICT,
     "probe": probe.PROBE,
@@ -84,6 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
         args = build_parser().parse_args(arguments)
         args.command_line = sys.argv[1:] if arguments is None else arguments
         return args.verb.run(args) or 0
+    except FaultsError as error:
+        return [_tell(args, line) for line in error.lines][-1]
     except UserError as error:
         return _tell(args, str(error))
     except KeyboardInterrupt:

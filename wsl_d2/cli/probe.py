@@ -54,27 +54,23 @@ def probe(args: argparse.Namespace) -> None:
     from detectron2.utils.logger import setup_logger
 
     from wsl_d2.config import load_config
-    from wsl_d2.errors import UserError
     from wsl_d2.transfer import L2_GRID, probe_backbone
 
     setup_logger(name="wsl_d2")
     cfg = load_config(args.config_file, args.opts)
-    try:
-        record, classes = probe_backbone(
-            cfg,
-            args.weights,
-            args.train,
-            args.test,
-            args.output,
-            l2=args.l2,
-            grid=args.l2_grid or L2_GRID,
-            held_out_fraction=args.held_out_fraction,
-            shots=args.shots,
-            num_seeds=args.num_seeds,
-            seed=args.seed,
-        )
-    except KeyError as error:  # Detectron2's, of a dataset that is not registered
-        raise UserError(str(error.args[0])) from error
+    record, classes = probe_backbone(
+        cfg,
+        args.weights,
+        args.train,
+        args.test,
+        args.output,
+        l2=args.l2,
+        grid=args.l2_grid or L2_GRID,
+        held_out_fraction=args.held_out_fraction,
+        shots=args.shots,
+        num_seeds=args.num_seeds,
+        seed=args.seed,
+    )
     print(
         f"top-1 {record['top1']:.2f} +- {record['top1_half_width']:.2f}, top-5 {record['top5']:.2f} "
         f"({record['num_train']:,} training and {record['num_test']:,} test images, l2 {record['l2']:g})"

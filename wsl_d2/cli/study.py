@@ -23,7 +23,8 @@ def axis(text: str) -> tuple[str, list]:
     return name, [yaml.safe_load(value) for value in values.split(",")]
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
+def add_axis(parser: argparse.ArgumentParser) -> None:
+    """Adds --axis."""
     parser.add_argument(
         "--axis",
         type=axis,
@@ -32,6 +33,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
         metavar="AXIS=V,V",
         help="run these values of an axis, such as seed=0,1,2; may be repeated",
     )
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Adds what decides where runs are made."""
     parser.add_argument(
         "--jobs",
         type=positive,
@@ -46,12 +51,14 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def _study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", type=Path, help="study file, such as those of configs/Studies")
     parser.add_argument("--output", type=Path, help="folder of the runs; output/studies/NAME-OF-THE-FILE if left out")
-    _options(parser)
+    add_axis(parser)
+    add_running(parser)
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder of the runs")
-    _options(parser)
+    add_axis(parser)
+    add_running(parser)
 
 
 def study(args: argparse.Namespace) -> None:
@@ -65,7 +72,7 @@ def study(args: argparse.Namespace) -> None:
     --cluster slurm every stage is submitted as one array through submitit. The format of a study file is told at the
     top of wsl_d2/study/study.py.
     """
-    _run(args.study, args.output or Path("output", "studies", args.study.stem), args)
+    run_study(args.study, args.output or Path("output", "studies", args.study.stem), args)
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -86,7 +93,7 @@ def demo(args: argparse.Namespace) -> None:
             "the demo renders its photos by datasets/prepare_miniworld.py, which only a clone of the repository has; "
             "run it there."
         )
-    _run(path, args.output, args)
+    run_study(path, args.output, args)
 
 
 def _root_of(path: Path) -> Path:
@@ -94,7 +101,17 @@ def _root_of(path: Path) -> Path:
     return next((folder for folder in path.resolve().parents if (folder / "setup.py").is_file()), Path.cwd())
 
 
-def _run(path: Path, output: Path, args: argparse.Namespace) -> None:
+def run_study(path: Path, output: Path, args: argparse.Namespace) -> None:
+    """Shows the plan of a study, runs what is missing, and reports, as the options say.
+
+    Args:
+        path: of the study file.
+        output: folder of its runs.
+        args: of :func:`add_axis` and :func:`add_running`.
+
+    Raises:
+        UserError: the study is wrong, or a run failed.
+    """
     from wsl_d2.report.study import write_study
     from wsl_d2.study.runner import describe_plan, run_locally, run_on_cluster
     from wsl_d2.study.study import Study
@@ -120,7 +137,8 @@ def _run(path: Path, output: Path, args: argparse.Namespace) -> None:
         )
     elif not args.report_only:
         run_locally(cells, jobs=args.jobs, root=root, say=say)
-    say(write_study(description, output))
+    if report := write_study(description, output):
+        say(report)
 
 
 _KEPT = "finished runs are kept, and the same command goes on"

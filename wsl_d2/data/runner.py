@@ -5,10 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from wsl_d2.errors import UserError
 
 _Part = TypeVar("_Part")
 _Result = TypeVar("_Result")
@@ -46,6 +49,7 @@ def run_parts(
 
     Raises:
         Whatever ``work`` raises, after the running parts have finished; no more are started.
+        UserError: a process was killed.
     """
     with tqdm(unit=unit, total=total, disable=None) as bar:
         if workers == 1:
@@ -70,5 +74,10 @@ def run_parts(
                 for future in done:
                     yield future.result()
                     bar.update()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process was killed, perhaps because memory ran out. What was finished is kept: repeat the command, "
+                "with fewer --workers if it happens again."
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)

@@ -19,7 +19,6 @@ from wsl_d2.data.remote import is_url
 from wsl_d2.data.write.class_folders import is_left_by_a_system
 from wsl_d2.errors import UserError
 
-PROGRESS, SHEET = "progress.json", "contact_sheet.png"  # of a folder of results
 _ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 
@@ -127,7 +126,7 @@ def _image_files(root: Path, skipped: Counter[str]) -> Iterator[str]:
             for name in files:
                 path = os.path.join(folder, name)
                 key = Path(path).relative_to(root).as_posix()
-                if reason := _reason_to_skip(path, PROGRESS in files):
+                if reason := _reason_to_skip(path):
                     skipped[reason] += 1
                 elif key != key.encode("utf-8", "ignore").decode():
                     skipped["name that is not UTF-8"] += 1
@@ -139,7 +138,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _reason_to_skip(path: str, beside_results: bool) -> str:
+def _reason_to_skip(path: str) -> str:
     """Why a file is none of the images, "" if it is one."""
     name = os.path.basename(path)
     ending = os.path.splitext(name)[1].lower()
@@ -149,7 +148,7 @@ def _reason_to_skip(path: str, beside_results: bool) -> str:
         return "broken link" if os.path.islink(path) else "file that is none"
     if ending not in _ENDINGS:
         return f"{ending} file" if ending else "file without an ending"
-    return "contact sheet of a search" if name == SHEET and beside_results else ""
+    return ""
 
 
 def _images_of_coco(annotations: str | Path, folder: Path) -> Images:

@@ -2,7 +2,7 @@
 
 progress.json: what was compared, with which images and options, and the pairs found. pairs.csv: those of at least the
 score asked for, to be judged. judgements.csv: all that a person ever wrote into pairs.csv, also of pairs that are no
-longer in it. contact_sheet.png: the first pairs as pictures.
+longer in it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from wsl_d2.duplicates.finder import DuplicateFinder, Extractor, Pair, by_score, decoded_batches, nothing_decoded
-from wsl_d2.duplicates.images import PROGRESS, SHEET, Images
+from wsl_d2.duplicates.images import Images
 from wsl_d2.duplicates.judgements import COLUMNS, Row, digest, read_judgements, write_rows
-from wsl_d2.duplicates.sheet import contact_sheet
 from wsl_d2.errors import UserError
 from wsl_d2.files import write_atomically
 
-PAIRS, JUDGEMENTS = "pairs.csv", "judgements.csv"
-SHOWN = 100  # pairs on the contact sheet
+PROGRESS, PAIRS, JUDGEMENTS = "progress.json", "pairs.csv", "judgements.csv"
 _VERSION = 2
 _SAVE_SECONDS = 60.0
 
@@ -82,14 +80,14 @@ class Found:
 
     Attributes:
         pairs: best first, as in pairs.csv.
-        rejected: how many of them were judged "no".
+        judged: of each of them "yes", "no" or "".
         duplicated: evaluation images with a pair that was not.
         kept_aside: judgements of other pairs.
         progress: of the search.
     """
 
     pairs: list[Pair]
-    rejected: int
+    judged: list[str]
     duplicated: int
     kept_aside: int
     progress: Progress
@@ -145,14 +143,9 @@ def find_duplicates(
     if judgements or tables[0].is_file():
         write_rows(tables[0], [rows.get(pair, row) for pair, row in judgements.items()])
     write_rows(tables[1], list(rows.values()))
-    if pairs:
-        shown = list(zip(pairs[:SHOWN], rows.values(), strict=False))
-        write_atomically(output / SHEET, contact_sheet(shown, evaluation, pretraining))
-    else:
-        (output / SHEET).unlink(missing_ok=True)
     accepted = {row["evaluation"] for row in rows.values() if row["judged"] != "no"}
-    rejected = sum(row["judged"] == "no" for row in rows.values())
-    return Found(pairs, rejected, len(accepted), len(judgements.keys() - rows.keys()), progress)
+    judged = [row["judged"] for row in rows.values()]
+    return Found(pairs, judged, len(accepted), len(judgements.keys() - rows.keys()), progress)
 
 
 def _check(output: Path, progress: Progress, facts: dict[str, Any], min_score: float) -> None:

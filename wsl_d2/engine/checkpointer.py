@@ -112,6 +112,8 @@ class AtomicCheckpointer(DetectionCheckpointer):
     _failure: OSError | None = None
     # Called by :meth:`_write` once a checkpoint is whole, with its path.
     after_saving = staticmethod(lambda path: None)
+    # Called with what a file holds, before any of it is loaded.
+    before_loading = staticmethod(lambda checkpoint: None)
 
     def save(self, name: str, *, in_background: bool = False, **kwargs) -> None:
         """Saves model and checkpointables as ``name.pth``.
@@ -241,6 +243,10 @@ class AtomicCheckpointer(DetectionCheckpointer):
         blobs = data.get("blobs", data)  # Caffe2: detectors have "blobs", classifiers do not
         model = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
         return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+
+    def _load_model(self, checkpoint: dict):
+        self.before_loading(checkpoint)
+        return super()._load_model(checkpoint)
 
     def _torch_load(self, f: str) -> dict:
         return torch.load(f, map_location="cpu", weights_only=True)

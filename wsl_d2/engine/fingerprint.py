@@ -7,10 +7,18 @@ import logging
 import os
 import time
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
+from wsl_d2.config import add_wsl_config
 from wsl_d2.errors import ConfigError
-from wsl_d2.run_keys import KEYS_OF_EVALUATION, KEYS_OF_PLACE_AND_SPEED, KEYS_OF_TOLERANCE, flatten, is_among
+from wsl_d2.run_keys import (
+    KEYS_OF_EVALUATION,
+    KEYS_OF_PLACE_AND_SPEED,
+    KEYS_OF_TOLERANCE,
+    VALUES_WHERE_UNKNOWN,
+    flatten,
+    is_among,
+)
 
 _KEYS_THAT_CHANGE_WHAT_IS_SAVED = ("TEST.PRECISE_BN",)
 
@@ -32,16 +40,26 @@ def resume_fingerprint(cfg: CfgNode, data: dict | None = None) -> dict[str, str]
 
 
 def compare_fingerprints(saved: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Returns one line for each difference; names that only one side has are differences, too."""
-    return [
-        f"{name} was {saved.get(name, 'not there')}, is now {now.get(name, 'not there')}"
-        for name in sorted(saved.keys() | now.keys())
-        if saved.get(name) != now.get(name)
-    ]
+    """Returns one line for each difference.
+
+    A key that one side does not know, since another version wrote it, has its default there. A fact of the data that
+    only one side knows cannot be compared.
+    """
+    cfg = get_cfg()
+    add_wsl_config(cfg)
+    defaults = flatten(cfg) | VALUES_WHERE_UNKNOWN
+    known = {name for name in saved.keys() | now.keys() if name in saved and name in now or _is_key(name)}
+    values = {name: [side.get(name, defaults.get(name, "not there")) for side in (saved, now)] for name in known}
+    return [f"{name} was {was}, is now {is_now}" for name, (was, is_now) in sorted(values.items()) if was != is_now]
+
+
+def _is_key(name: str) -> bool:
+    """Whether a name is a key of the config, rather than a fact of the data."""
+    return "." in name or name.isupper()
 
 
 def check_fingerprint(
-    saved: dict[str, str], now: dict[str, str], output_dir: str, override: bool, iteration: int
+    saved: dict[str, str], now: dict[str, str], output_dir: str, override: bool, iteration: int, misfit: str = ""
 ) -> None:
     """Refuses to resume from a checkpoint of another run.
 
@@ -51,11 +69,19 @@ def check_fingerprint(
         output_dir: where an override is recorded, in ``resume_overrides.json``, one JSON line each.
         override: continue anyway (``--override-resume``).
         iteration: the checkpoint's.
+        misfit: what of it does not fit the model and its optimizer, which no override can change.
 
     Raises:
-        ConfigError: they differ; lists each difference.
+        ConfigError: they differ; lists each difference. Or there is a misfit.
     """
     differences = compare_fingerprints(saved, now)
+    if misfit and (override or not differences):
+        raise ConfigError(
+            f"the checkpoint in OUTPUT_DIR cannot be continued, also not with --override-resume: {misfit}"
+            + (f" ({'; '.join(differences)})" if differences else "")
+            + ". To fine-tune its backbone instead, begin a run in another OUTPUT_DIR with this checkpoint as "
+            "MODEL.WEIGHTS."
+        )
     if not differences:
         return
     if not override:

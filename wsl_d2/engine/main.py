@@ -18,8 +18,10 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from filelock import FileLock, Timeout
 
+from wsl_d2.checkpoint import WeightFile
 from wsl_d2.config import find_config_file, load_config
 from wsl_d2.data.read.catalog import register_datasets
+from wsl_d2.data.read.detection_check import check_run
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
 from wsl_d2.engine.dry_run import dry_run
 from wsl_d2.engine.evaluate import evaluate
@@ -69,9 +71,10 @@ def lock_folder(output_dir: str) -> Iterator[None]:
     except Timeout as error:
         name = Path(owner).read_text() if os.path.exists(owner) else "another process"
         raise ConfigError(f"OUTPUT_DIR {output_dir} is in use by {name}; stop it, or choose another.") from error
-    except (OSError, NotImplementedError) as error:
-        is_lock = isinstance(error, NotImplementedError) or error.errno in (errno.ENOLCK, errno.ENOSYS)
-        reason = "its file system cannot lock files" if is_lock else f"cannot be written to: {error.strerror}"
+    except (OSError, NotImplementedError) as error:  # the second is filelock's, where there are no locks
+        code = getattr(error, "errno", None) or errno.ENOSYS
+        is_lock = code in (errno.ENOLCK, errno.ENOSYS)
+        reason = "its file system cannot lock files" if is_lock else f"cannot be written to: {os.strerror(code)}"
         raise ConfigError(f"OUTPUT_DIR {output_dir}: {reason}; choose another.") from error
     try:
         yield
@@ -128,23 +131,32 @@ def setup(args) -> RunPlan:
 
     Raises:
         ConfigError: a key is unknown, or two keys or a key and a dataset contradict each other.
+        MissingFileError: MODEL.WEIGHTS does not exist.
+        FaultsError: a detection dataset has errors, one line for each.
     """
-    plan = _open_plan(args)
-    _begin_logging(plan, args)
+    plan, findings = _check(args)
+    _begin_logging(plan, args, findings)
     return plan
 
 
-def _open_plan(args) -> RunPlan:
+def _check(args) -> tuple[RunPlan, list[str]]:
+    """Opens the plan, and returns it with what is to be logged about a detection dataset; writes nothing."""
     args.config_file = find_config_file(args.config_file)  # Detectron2 logs the file
     cfg = load_config(args.config_file, args.opts)
     register_datasets(cfg)
     check_devices(cfg)
-    return open_plan(cfg, args.resume)
+    is_resumed = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if cfg.MODEL.WEIGHTS and not is_resumed:
+        WeightFile.locate(cfg.MODEL.WEIGHTS)
+    plan = open_plan(cfg, args.resume)
+    return plan, [] if plan.is_pretraining else check_run(cfg, args.eval_only)
 
 
-def _begin_logging(plan: RunPlan, args) -> None:
+def _begin_logging(plan: RunPlan, args, findings: list[str]) -> None:
     default_setup(plan.cfg, args)
-    setup_logger(plan.cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="wsl_d2")
+    logger = setup_logger(plan.cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="wsl_d2")
+    for line in findings:
+        logger.info(line)
 
 
 def check_devices(cfg, num_processes: int = 1) -> None:
@@ -174,7 +186,7 @@ def main(args) -> dict:
         return _dry_run(args)
     if not args.eval_only and any(int(os.environ.get(name) or 0) > 0 for name in _RESTART_COUNTS):
         args.resume, args.overwrite = True, False
-    plan = _open_plan(args)
+    plan, findings = _check(args)
     folder = plan.cfg.OUTPUT_DIR
     with contextlib.ExitStack() as stack:
         error = None
@@ -185,7 +197,7 @@ def main(args) -> dict:
         except ConfigError as found:
             error = found
         _all_or_none(error)
-        _begin_logging(plan, args)
+        _begin_logging(plan, args, findings)
         return _train_or_evaluate(plan, args)
 
 

@@ -23,6 +23,8 @@ from wsl_d2.engine.fingerprint import resume_fingerprint
 from wsl_d2.engine.parallel import ghost_batch_size
 from wsl_d2.engine.schedule import resolve_schedule
 from wsl_d2.errors import ConfigError
+from wsl_d2.transfer.features import ProbeData, ProbeError, open_probe_data
+from wsl_d2.transfer.linear_probe import HELD_OUT_FRACTION, few_shot_rows, split_held_out
 
 
 @dataclass
@@ -34,6 +36,7 @@ class RunPlan:
         fingerprint: see :func:`wsl_d2.engine.fingerprint.resume_fingerprint`.
         dataset, sampler: in pretraining, the training set and the order of its images; None for a detector.
         test_sets: in pretraining, name -> dataset.
+        probes: the rows of TEST.PROBE, name of the training set -> datasets.
     """
 
     cfg: CfgNode
@@ -41,6 +44,7 @@ class RunPlan:
     dataset: HashtagDataset | None = None
     sampler: HashtagSampler | None = None
     test_sets: dict[str, HashtagDataset] = field(default_factory=dict)
+    probes: dict[str, ProbeData] = field(default_factory=dict)
 
     @property
     def is_pretraining(self) -> bool:
@@ -71,11 +75,14 @@ def open_plan(cfg: CfgNode, resume: bool = False) -> RunPlan:
         ShardError: a dataset cannot be used.
     """
     if cfg.MODEL.META_ARCHITECTURE != "HashtagClassifier":
+        if cfg.TEST.PROBE:
+            raise ConfigError(f"TEST.PROBE is of pretraining; a {cfg.MODEL.META_ARCHITECTURE} needs it to be [].")
         cfg.freeze()
         return RunPlan(cfg, resume_fingerprint(cfg))
     with _first_process_of_a_machine_first():
         dataset = training_dataset(cfg)
         test_sets = {name: get_hashtag_dataset(name) for name in cfg.DATASETS.TEST}
+        probes = _open_probes(cfg)
     for name, test_set in test_sets.items():
         test_set.mapper = HashtagMapper.from_config(cfg, is_train=False)
         _check_same_vocabulary(cfg, dataset, name, test_set)
@@ -102,7 +109,25 @@ def open_plan(cfg: CfgNode, resume: bool = False) -> RunPlan:
         "SHA-256 of the shards": dataset.shards_sha256,
         "SHA-256 of the labels": dataset.labels_sha256,
     }
-    return RunPlan(cfg, resume_fingerprint(cfg, facts), dataset, sampler, test_sets)
+    return RunPlan(cfg, resume_fingerprint(cfg, facts), dataset, sampler, test_sets, probes)
+
+
+def _open_probes(cfg: CfgNode) -> dict[str, ProbeData]:
+    """Opens the datasets of TEST.PROBE, and draws from them what the probes will, so that nothing is left to fail."""
+    probes: dict[str, ProbeData] = {}
+    for row in cfg.TEST.PROBE:
+        if not isinstance(row, list | tuple) or len(row) != 2:
+            raise ConfigError(f"a row of TEST.PROBE is [training set, test set], got {row!r}.")
+        if row[0] in probes:
+            raise ConfigError(f"TEST.PROBE has the training set {row[0]} twice; metrics are named by it. Leave one.")
+        try:
+            probes[row[0]] = data = open_probe_data(cfg, *row)
+            split_held_out(data.train_labels, HELD_OUT_FRACTION, 0)
+            for shots in cfg.TEST.PROBE_SHOTS:
+                few_shot_rows(data.train_labels, shots, 0)
+        except ProbeError as error:
+            raise ConfigError(f"TEST.PROBE: {error}") from error
+    return probes
 
 
 @contextlib.contextmanager

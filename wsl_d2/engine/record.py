@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 from wsl_d2.engine.plan import RunPlan
@@ -63,9 +64,7 @@ def describe_run(plan: RunPlan, results: dict) -> dict:
         "device": torch.cuda.get_device_name() if cfg.MODEL.DEVICE.startswith("cuda") else platform.machine(),
         "versions": {"python": platform.python_version()} | _versions(),
         "results": {
-            f"{task}/{name}": value if math.isfinite(value) else None
-            for task, values in results.items()
-            for name, value in values.items()
+            name: value if math.isfinite(value) else None for name, value in flatten_results_dict(results).items()
         },
     }
 

@@ -134,14 +134,40 @@ class ResumableTrainer(DefaultTrainer):
             "world_size": comm.get_world_size(),
         }
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def _check_checkpoint(self, checkpoint: dict) -> None:
+        """Refuses a checkpoint of another run before anything of it is loaded.
+
+        Raises:
+            ConfigError: its settings differ, or differ in what ``--override-resume`` cannot change.
+        """
+        state = checkpoint["trainer"]
         check_fingerprint(
-            state_dict["fingerprint"],
+            state["fingerprint"],
             self.plan.fingerprint,
             self.cfg.OUTPUT_DIR if comm.is_main_process() else "",
             self.override_resume,
-            state_dict["iteration"],
+            state["iteration"],
+            self._find_misfit(checkpoint["model"], state["_trainer"]["optimizer"]["param_groups"]),
         )
+
+    def _find_misfit(self, weights: dict, groups: list[dict]) -> str:
+        """What of a checkpoint does not fit the model and its optimizer; empty if all does."""
+        shapes, own = ({name: list(tensor.shape) for name, tensor in one.items()} for one in (weights, self._weights()))
+        for name in sorted(shapes.keys() | own.keys(), key=lambda name: (name in shapes and name in own, name)):
+            if shapes.get(name) != own.get(name):
+                return f"its tensor {name} is {shapes.get(name, 'not there')}, the model's {own.get(name, 'not there')}"
+        numbers = [[len(group["params"]) for group in one] for one in (groups, self._trainer.optimizer.param_groups)]
+        if numbers[0] != numbers[1]:
+            return (
+                f"its optimizer has parameter groups of {numbers[0]} tensors, this config's of {numbers[1]} "
+                "(SOLVER.WEIGHT_DECAY_NORM, WEIGHT_DECAY_BIAS, BIAS_LR_FACTOR, MODEL.BACKBONE.FREEZE_AT)"
+            )
+        return ""
+
+    def _weights(self) -> dict:
+        return getattr(self._trainer.model, "module", self._trainer.model).state_dict()
+
+    def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         if self.override_resume:  # of optimizer and schedule, the settings of the config count
             self._follow_config()
@@ -158,10 +184,17 @@ class ResumableTrainer(DefaultTrainer):
         own = {"lr", "initial_lr", "weight_decay", "momentum", "nesterov"}
         for group, new in zip(self._trainer.optimizer.param_groups, fresh.param_groups, strict=True):
             group.update({key: new[key] for key in own & new.keys()} | {"initial_lr": new["lr"]})
-        last = self.scheduler.last_epoch
+        last, before = self.scheduler.last_epoch, max(group["lr"] for group in self._trainer.optimizer.param_groups)
         self.scheduler = self.build_lr_scheduler(self.cfg, self._trainer.optimizer)
         self.scheduler.last_epoch = last - 1
         self.scheduler.step()
+        if last < self.max_iter:
+            schedule, end = self.scheduler._multiplier, self.max_iter - 1
+            now, lowest = (self.cfg.SOLVER.BASE_LR * schedule(i / self.max_iter) for i in (last, end))
+            logging.getLogger(__name__).warning(
+                f"the learning rate goes from {before:.3g} to {now:.3g}, and from iteration {last} to {end} down to "
+                f"{lowest:.3g}: as of a run of {self.max_iter} iterations"
+            )
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resumes the run in OUTPUT_DIR if there is one, else loads MODEL.WEIGHTS.
@@ -172,6 +205,7 @@ class ResumableTrainer(DefaultTrainer):
             ConfigError: the checkpoint belongs to a run of other settings.
         """
         if resume and self.checkpointer.has_checkpoint():
+            self.checkpointer.before_loading = self._check_checkpoint
             super().resume_or_load(resume=True)
         else:
             self.load_weights(self.cfg, self._trainer.model, self.checkpointer)

@@ -1,4 +1,4 @@
-"""Writers of metrics: Detectron2's and W&B, none of whose failures ends a run."""
+"""Writers of metrics, none of whose failures ends a run; W&B follows TensorBoard's files."""
 
 from __future__ import annotations
 
@@ -62,43 +62,33 @@ class PretrainingPrinter(CommonMetricPrinter):
             self.logger.info(" " + ", ".join(shown))
 
 
-class WandbWriter(EventWriter):
-    """Sends every scalar to Weights & Biases. A resumed run continues its W&B run, found by the name of its folder.
+def start_wandb(project: str, output_dir: str, config: dict) -> None:
+    """Has Weights & Biases follow the TensorBoard files of this process, and end with it.
+
+    A resumed run continues its W&B run, found by the name of its folder.
 
     Args:
         project: of W&B.
         output_dir: of the run; W&B's own files go there, too.
         config: logged with the run.
-        window_size: scalars are median-smoothed over this many iterations, as in TensorBoard.
 
     Raises:
-        ConfigError: wandb is not installed.
+        ConfigError: wandb is not installed, or cannot start, such as without a login.
     """
-
-    def __init__(self, project: str, output_dir: str, config: dict, window_size: int = 20):
-        try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError(
-                f"WANDB.PROJECT is {project!r}, but wandb is not installed; run `pip install wandb`, or leave the key "
-                "empty."
-            ) from error
-        identifier = "".join(c if c.isalnum() else "-" for c in output_dir).strip("-")[-64:]
-        self._run = wandb.init(project=project, id=identifier, resume="allow", dir=output_dir, config=config)
-        self._window_size = window_size
-        self._last_write = -1
-
-    def write(self) -> None:
-        records: dict[int, dict[str, float]] = {}
-        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self._window_size).items():
-            if iteration > self._last_write:
-                records.setdefault(iteration, {})[name] = value
-        for iteration in sorted(records):
-            self._run.log(records[iteration], step=iteration)
-        self._last_write = max([self._last_write, *records])
-
-    def close(self) -> None:
-        self._run.finish()
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(
+            f"WANDB.PROJECT is {project!r}, but wandb is not installed; run `pip install wandb`, or leave it empty."
+        ) from error
+    identifier = "".join(c if c.isalnum() else "-" for c in output_dir).strip("-")[-64:]
+    try:
+        wandb.init(project=project, id=identifier, resume="allow", dir=output_dir, config=config, sync_tensorboard=True)
+    except Exception as error:  # wandb's own, requests', grpc's
+        raise ConfigError(
+            f"WANDB.PROJECT is {project!r}, but W&B did not start ({' '.join(str(error).split())}); run `wandb login`, "
+            "set WANDB_MODE=offline, or leave the key empty."
+        ) from error
 
 
 def build_writers(cfg, max_iter: int) -> list[EventWriter]:
@@ -108,8 +98,7 @@ def build_writers(cfg, max_iter: int) -> list[EventWriter]:
         cfg: reads OUTPUT_DIR and WANDB.
         max_iter: for the time that is left.
     """
-    _, *files = default_writers(cfg.OUTPUT_DIR, max_iter)  # the first one prints
-    writers: list[EventWriter] = [PretrainingPrinter(max_iter), *files]
     if cfg.WANDB.PROJECT:
-        writers.append(WandbWriter(cfg.WANDB.PROJECT, cfg.OUTPUT_DIR, cfg))
-    return [GuardedWriter(writer) for writer in writers]
+        start_wandb(cfg.WANDB.PROJECT, cfg.OUTPUT_DIR, cfg)  # before TensorBoard's writer is made
+    _, *files = default_writers(cfg.OUTPUT_DIR, max_iter)  # the first one prints
+    return [GuardedWriter(writer) for writer in (PretrainingPrinter(max_iter), *files)]

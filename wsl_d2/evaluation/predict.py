@@ -20,6 +20,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from wsl_d2.config import load_config
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS
 from wsl_d2.data.read.catalog import register_datasets
+from wsl_d2.data.read.detection import as_8_bits
 from wsl_d2.errors import UserError
 from wsl_d2.files import write_atomically
 
@@ -119,7 +120,8 @@ def predict(
     rows = []
     for number, path in enumerate(paths):
         try:
-            image = read_image(str(path), format="BGR")
+            with as_8_bits(path) as readable:
+                image = read_image(readable, format="BGR")
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: no image that can be read ({error}).") from error
         instances = predictor(image)["instances"].to("cpu")

@@ -23,6 +23,7 @@ from .wordnet import find_wordnet, load_wordnet, preferred_senses, synset_to_wni
 
 _FORMAT = 1  # raise it when the content of the arrays changes
 
+_ENDING = 3  # letters of the shortest irregular plural
 # morphy's rules for nouns (morphy(7WN)), on spellings without spaces
 _PLURAL_RULES = (
     ("ses", "s"),
@@ -41,32 +42,40 @@ class LemmaTable:
     """Noun spellings, their senses, irregular plurals and hypernyms; made by :func:`load_lemma_table`.
 
     Attributes:
-        senses: normalised spelling -> WordNet ids of its noun senses, the most frequent first.
+        words: normalised spelling of every lemma -> number of the noun; -1 for verbs, adjectives and adverbs that are
+            no nouns.
         plurals: normalised irregular plural -> normalised singulars ("geese" -> ("goose",)).
-        other_words: normalised lemmas that are verbs, adjectives or adverbs and no nouns.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]):
-        wnids = [f"n{offset:08d}" for offset in arrays["offsets"].tolist()]
-        self._position = {wnid: i for i, wnid in enumerate(wnids)}
-        self._wnids = wnids
+        self._offsets = arrays["offsets"]
         self._parents, self._parents_start = arrays["parents"], arrays["parents_start"]
-        flat = [wnids[i] for i in arrays["senses"].tolist()]
-        ends = arrays["senses_start"].tolist()
-        keys = bytes(arrays["keys"]).decode().split("\n")
-        self.senses = {key: tuple(flat[a:b]) for key, a, b in zip(keys, ends, ends[1:], strict=False)}
+        self._senses, self._senses_start = arrays["senses"], arrays["senses_start"]
+        nouns = _lines(arrays["keys"])
+        self.words = dict.fromkeys(_lines(arrays["other_words"]), -1)
+        self.words.update(zip(nouns, range(len(nouns)), strict=True))
         self.plurals: dict[str, tuple[str, ...]] = {}
-        for line in bytes(arrays["plurals"]).decode().splitlines():
+        lengths = defaultdict(set)
+        for line in _lines(arrays["plurals"]):
             plural, *singulars = line.split(" ")
             self.plurals[plural] = tuple(singulars)
-        self._shortest_plural = min(map(len, self.plurals))
-        self.other_words = frozenset(bytes(arrays["other_words"]).decode().split("\n"))
+            lengths[plural[-_ENDING:]].add(len(plural))
+        # by their last letters, how long irregular plurals are, the longest first
+        self._plural_lengths = {ending: sorted(found, reverse=True) for ending, found in lengths.items()}
+
+    def senses(self, key: str) -> list[str]:
+        """Returns the WordNet ids of the senses of a normalised noun, the most frequent first; empty for others."""
+        row = self.words.get(key, -1)
+        if row < 0:
+            return []
+        places = self._senses[self._senses_start[row] : self._senses_start[row + 1]]
+        return [f"n{offset:08d}" for offset in self._offsets[places].tolist()]
 
     def parents(self, wnid: str) -> list[str]:
         """Returns the ids of a synset's hypernyms and instance hypernyms, sorted."""
-        position = self._position[wnid]
-        start, end = self._parents_start[position], self._parents_start[position + 1]
-        return [self._wnids[i] for i in self._parents[start:end].tolist()]
+        place = int(np.searchsorted(self._offsets, int(wnid[1:])))
+        above = self._parents[self._parents_start[place] : self._parents_start[place + 1]]
+        return [f"n{offset:08d}" for offset in self._offsets[above].tolist()]
 
     def is_a(self, wnid: str, ancestor: str) -> bool:
         """Whether ``ancestor`` is the synset itself or anywhere above it."""
@@ -83,12 +92,18 @@ class LemmaTable:
         Compounds count by their last part: "canadageese" has the singular "canadagoose".
         """
         found = []
-        for start in range(len(key) - self._shortest_plural + 1):
-            if key[start:] in self.plurals:
-                found += [key[:start] + singular for singular in self.plurals[key[start:]]]
-        if len(key) > 3 and (key[-1] == "s" or key.endswith("men")) and not key.endswith("ss"):
+        for length in self._plural_lengths.get(key[-_ENDING:], ()):
+            if key[-length:] in self.plurals and length <= len(key):
+                found += [key[:-length] + singular for singular in self.plurals[key[-length:]]]
+        if key.endswith(("s", "men")) and len(key) > 3 and not key.endswith("ss"):
             found += [key[: -len(end)] + new for end, new in _PLURAL_RULES if key.endswith(end)]
-        return [singular for singular in dict.fromkeys(found) if singular in self.senses and singular != key]
+        if not found:
+            return found
+        return [one for one in dict.fromkeys(found) if self.words.get(one, -1) >= 0 and one != key]
+
+
+def _lines(text: np.ndarray) -> list[str]:
+    return bytes(text).decode().split("\n")
 
 
 def _compile(wordnet: Any, exceptions: Path) -> dict[str, np.ndarray]:

@@ -23,20 +23,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.resources
 import re
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import emoji
-from symspellpy import SymSpell
 
 from wsl_d2.errors import VocabularyError
 
 from .lemma_table import load_lemma_table
 from .normalize import normalize_hashtag
 from .policy import EXACT, MappingPolicy
+from .splitter import known_words, split_words
 from .wordnet import preferred_senses
 
 DROP_REASONS = (
@@ -57,18 +57,13 @@ DROP_REASONS = (
     "ambiguous",  # several labels, and the policy is to drop such hashtags
 )
 
-_RULES = 4  # raise it whenever the code of this module would give some hashtag another label
-_REMEMBERED = 1_000_000  # hashtags of which a mapping remembers the labels
+_RULES = 5  # raise it whenever the code of this module would give some hashtag another label
+_REMEMBERED = 500_000  # hashtags, or nouns, of which a mapping remembers the labels; twice as many at the most
 _STOP_FILE = Path(__file__).with_name("stop_hashtags.tsv")
 _SHORT_NOUNS = frozenset({"ox", "tv", "uk", "dj", "cd", "pc"})
 _MAX_LETTERS = 100
 _MIN_COMPOUND, _MAX_COMPOUND = 6, 40  # letters of a hashtag worth splitting
 _ANIMAL = "n00015388"
-# Words of hashtags that the word list lacks, so that it does not cut them to pieces.
-_MORE_WORDS = (
-    "instagram", "insta", "instadaily", "instamood", "vsco", "gopro", "flickr", "tumblr", "tiktok", "youtube",
-    "selfie", "selfies", "natgeo", "stagram", "gram", "iphone", "nikon", "canon", "sony", "crossfit", "airbnb",
-)  # fmt: skip
 _LINKS = frozenset({"of"})
 _NEGATIONS = frozenset({"no", "not", "non", "without", "never", "anti", "zero"})
 # Words of a compound that make it something else than a picture of its head noun.
@@ -77,6 +72,8 @@ _FUNCTION_WORDS = frozenset(
     "just let like love me my now on or our out she so than that the their them then there these they this those to up "
     "us via was we were what when where which while who why will with yes you your".split()
 )
+_WORDS_OF_PHRASES = _FUNCTION_WORDS | _NEGATIONS
+_SMALL_WORDS = _WORDS_OF_PHRASES | _LINKS
 _SHORT_HEADS = frozenset(
     "ant ape arm art bag bar bat bay bed bee bib boa bow box boy bra bug bun bus cab cap car cat cow cub cup cut "
     "day dog ear eel egg elk elm emu ewe eye fan fig fir fly fox gem gnu gun gym ham hat hen hut ice inn ivy jam "
@@ -92,6 +89,7 @@ _ATTITUDES = frozenset(
 _GESTURES = frozenset("hand hands finger fingers fist arrow mark lips tongue up down left right".split())
 _RUNS = re.compile(r"(.)\1{2,}")
 _CASE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+")
+_DIGITS = "0123456789"
 _SEPARATORS = re.compile(r"[\s_\-./+&,;:|]+")
 
 
@@ -113,6 +111,13 @@ class _Found(NamedTuple):
     key: str  # a noun spelling of WordNet or of the vocabulary; empty if there is none
     step: str  # how it was found, or the reason why nothing was
     is_head: bool = False  # of a compound
+
+
+_NOT_THERE, _NOT_IN_WORDNET, _PHRASE = (
+    _Found("", "not in the vocabulary"),
+    _Found("", "not in WordNet"),
+    _Found("", "phrase"),
+)
 
 
 class _Candidates(NamedTuple):
@@ -153,11 +158,14 @@ class HashtagMapping:
 
     def _open(self) -> None:
         self._label_of_key = {key: label for label, group in enumerate(self.vocabulary.hashtags) for key in group}
-        self._candidates_of: dict[tuple[str, bool], _Candidates] = {}
-        self._mapped: dict[str, Mapped] = {}
+        self._mapped_nouns: dict[tuple[str, bool], Mapped] = {}
+        self._recent: dict[str, Mapped] = {}
+        self._older: dict[str, Mapped] = {}
         if self.policy.matching != EXACT:
             self._table = load_lemma_table()
+            self._words = self._table.words
             self._label_of_synset = {synset: label for label, synset in enumerate(self.vocabulary.synsets)}
+            self._stop_hashtags = stop_hashtags()
 
     def __getstate__(self) -> dict:
         return {"vocabulary": self.vocabulary, "policy": self.policy}
@@ -168,12 +176,25 @@ class HashtagMapping:
 
     def map(self, hashtag: str) -> Mapped:
         """Returns the labels of a hashtag, with or without its '#', or the reason why it has none."""
-        mapped = self._mapped.get(hashtag)
+        mapped = self._recent.get(hashtag)
         if mapped is None:
-            if len(self._mapped) >= _REMEMBERED:
-                self._mapped.clear()
-            candidates, reason = self._resolve(self._find(hashtag))
-            mapped = self._mapped[hashtag] = Mapped(tuple(sorted(candidates.labels)), reason, candidates.distance)
+            mapped = self._older.get(hashtag) or self._map(hashtag)
+            if len(self._recent) >= _REMEMBERED:
+                self._older, self._recent = self._recent, {}
+            self._recent[hashtag] = mapped
+        return mapped
+
+    def _map(self, hashtag: str) -> Mapped:
+        found = self._find(hashtag)
+        if not found.key:
+            return _dropped(found.step)
+        mapped = self._mapped_nouns.get((found.key, found.is_head))
+        if mapped is None:
+            if len(self._mapped_nouns) >= _REMEMBERED:
+                self._mapped_nouns.clear()
+            candidates, reason = self._resolve(found)
+            mapped = Mapped(tuple(sorted(candidates.labels)), reason, candidates.distance)
+            self._mapped_nouns[found.key, found.is_head] = mapped
         return mapped
 
     def best(self, hashtag: str) -> int | None:
@@ -188,7 +209,7 @@ class HashtagMapping:
         if not found.key:
             return [*steps, ("dropped", found.step)]
         steps.append(("noun", f"{found.key} ({found.step})"))
-        senses = self._table.senses.get(found.key, ()) if self.policy.matching != EXACT else ()
+        senses = self._table.senses(found.key) if self.policy.matching != EXACT else []
         for rank, synset in enumerate(senses, start=1):
             label = self._label_of_synset.get(synset)
             steps.append((f"sense {rank}", synset + (f" is label {label}" if label is not None else "")))
@@ -204,9 +225,7 @@ class HashtagMapping:
         nothing = _Candidates((), 0)
         if not found.key:
             return nothing, found.step
-        candidates = self._candidates_of.get((found.key, found.is_head))
-        if candidates is None:
-            candidates = self._candidates_of[found.key, found.is_head] = self._candidates(found.key, found.is_head)
+        candidates = self._candidates(found.key, found.is_head)
         if not candidates.labels:
             return nothing, "not in the vocabulary"
         if len(candidates.labels) > 1:
@@ -220,7 +239,7 @@ class HashtagMapping:
         """The labels a noun can have, best first: synonyms, or else the nearest above its first sense."""
         if self.policy.matching == EXACT:
             return _Candidates((self._label_of_key[key],), 0)
-        senses = self._table.senses.get(key, ())
+        senses = self._table.senses(key)
         own = self._label_of_key.get(key)
         if own is not None and is_head and senses and self.vocabulary.synsets[own] != senses[0]:
             own = None
@@ -243,111 +262,106 @@ class HashtagMapping:
         return _Candidates(tuple(dict.fromkeys(labels)), distance if labels else 0)
 
     def _is_noun(self, key: str) -> bool:
-        return key in self._table.senses or key in self._label_of_key
+        return self._words.get(key, -1) >= 0 or key in self._label_of_key
 
     def _find(self, hashtag: str) -> _Found:
         text = _without_sign(hashtag)
         key = normalize_hashtag(text)
         if self.policy.matching == EXACT:
-            return _Found(key, "as it stands") if key in self._label_of_key else _Found("", "not in the vocabulary")
-        if not any(character.isalpha() for character in key):
+            return _Found(key, "as it stands") if key in self._label_of_key else _NOT_THERE
+        if not any(map(str.isalpha, key)):
             return self._find_emoji(text)
         if len(key) > _MAX_LETTERS:
             return _Found("", "too long")
         reason = ""
         for candidate, step in self._spellings(key):
-            if candidate in stop_hashtags():
-                return _Found("", stop_hashtags()[candidate])
+            if candidate in self._stop_hashtags:
+                return _Found("", self._stop_hashtags[candidate])
             if len(candidate) <= 2 and candidate.isascii() and candidate not in _SHORT_NOUNS:
                 reason = reason or "too short"
             elif self._is_noun(candidate):
                 return _Found(candidate, step)
-            elif candidate in self._table.other_words:
+            elif candidate in self._words:
                 reason = reason or "no noun"
         if reason:
             return _Found("", reason)
         return self._find_compound(text, key)
 
-    def _spellings(self, key: str):
+    def _spellings(self, key: str) -> Iterator[tuple[str, str]]:
         """Candidates for a single word, each with the step that made it."""
+        singulars = self._table.singulars
         yield key, "as it stands"
-        yield from ((one, "plural") for one in self._table.singulars(key))
-        shorter = key.rstrip("0123456789")
+        for one in singulars(key):
+            yield one, "plural"
+        plain = shorter = key.rstrip(_DIGITS)
         if shorter != key:
             yield shorter, "digits at the end removed"
-            yield from ((one, "digits at the end removed, plural") for one in self._table.singulars(shorter))
-        plain = _without_accents(shorter)
-        if plain != shorter and len(plain) >= 4:
-            yield plain, "accents removed"
-            yield from ((one, "accents removed, plural") for one in self._table.singulars(plain))
+            for one in singulars(shorter):
+                yield one, "digits at the end removed, plural"
+        if not key.isascii():
+            plain = _without_accents(shorter)
+            if plain != shorter and len(plain) >= 4:
+                yield plain, "accents removed"
+                for one in singulars(plain):
+                    yield one, "accents removed, plural"
         for one in _without_runs(plain):
-            yield from (
-                (noun, "repeated letters") for noun in (one, *self._table.singulars(one)) if self._is_noun(noun)
-            )
+            for noun in (one, *singulars(one)):
+                if self._is_noun(noun):
+                    yield noun, "repeated letters"
 
     def _find_compound(self, text: str, key: str) -> _Found:
-        words = self._words(text, key)
+        words = self._split(text, key)
         if not words:
-            return _Found("", "not in WordNet")
+            return _NOT_IN_WORDNET
         for link in _LINKS.intersection(words):
             if words.count(link) != 1 or words.index(link) == 0:
-                return _Found("", "phrase")
+                return _PHRASE
             words = words[: words.index(link)]
-        if not words or not _FUNCTION_WORDS.union(_NEGATIONS).isdisjoint(words):
-            return _Found("", "phrase")
+        if not words or not _WORDS_OF_PHRASES.isdisjoint(words):
+            return _PHRASE
         # The longest noun at the end: "new york city" before "city".
         for start in range(len(words)):
             head = "".join(words[start:])
             for candidate in (head, *self._table.singulars(head)):
                 if start and candidate in _ATTITUDES:
-                    return _Found("", "phrase")
-                if candidate in stop_hashtags() or not self._is_noun(candidate):
+                    return _PHRASE
+                if candidate in self._stop_hashtags or not self._is_noun(candidate):
                     continue
                 if len(candidate) > 3 or candidate in _SHORT_HEADS:
                     return _Found(candidate, f"head of the compound '{' '.join(words)}'", is_head=start > 0)
-        return _Found("", "phrase")
+        return _PHRASE
 
-    def _words(self, text: str, key: str) -> list[str]:
+    def _split(self, text: str, key: str) -> list[str]:
         """The words of a compound, or nothing if some of them are no words."""
-        parts = [normalize_hashtag(word) for chunk in _SEPARATORS.split(text) for word in _split_case(chunk)]
-        parts = [part for part in parts if part and not part.isdecimal()]
+        if text == key:  # neither case nor signs tell words apart
+            parts = [key]
+        else:
+            parts = [normalize_hashtag(word) for chunk in _SEPARATORS.split(text) for word in _split_case(chunk)]
+            parts = [part for part in parts if part and not part.isdecimal()]
         is_split = len(parts) < 2
         if is_split:
-            shorter = key.rstrip("0123456789")
+            shorter = key.rstrip(_DIGITS)
             if not (_MIN_COMPOUND <= len(shorter) <= _MAX_COMPOUND and shorter.isascii() and shorter.isalpha()):
                 return []
-            if not self._may_end_in_a_head(shorter):
-                return []
-            parts = segment(shorter)
-        if len(parts) < 2:
+            parts = split_words(shorter)
+        if len(parts) < 2 or not all(map(self._is_word, parts)):
             return []
-        known = all(
-            part in _LINKS | _FUNCTION_WORDS | _NEGATIONS
-            or part in _MORE_WORDS
-            or (
-                len(part) >= 3
-                and (self._is_noun(part) or part in self._table.other_words or self._table.singulars(part))
-            )
-            or (len(part) >= 4 and part in _word_list().words)
-            for part in parts
-        )
         # Short pieces are how a splitter cuts up what it does not know: "dogstagram" is no "dogs tag ram".
-        content = [part for part in parts if part not in _FUNCTION_WORDS | _LINKS | _NEGATIONS]
-        if not known or (is_split and 2 * sum(map(len, content)) < 7 * len(content)):
+        content = [part for part in parts if part not in _SMALL_WORDS]
+        if is_split and 2 * sum(map(len, content)) < 7 * len(content):
             return []
         return parts
 
-    def _may_end_in_a_head(self, key: str) -> bool:
-        """Whether it is worth splitting: an ending is a noun or function word, or "of" or "no" is in it."""
-        nouns, plurals = self._table.senses, self._table.plurals
-        for start in range(1, len(key) - 1):
-            ending = key[start:]
-            if ending in _FUNCTION_WORDS or ending in plurals:
-                return True
-            for noun in (ending, ending[:-1], ending[:-2], ending[:-3] + "y") if ending[-1] == "s" else (ending,):
-                if noun in nouns and (len(noun) > 3 or noun in _SHORT_HEADS):
-                    return True
-        return "of" in key or key.startswith("no")
+    def _is_word(self, part: str) -> bool:
+        """Whether a piece of a compound is a word; short ones of the splitter's list are mostly none."""
+        if part in _SMALL_WORDS:
+            return True
+        return len(part) >= 3 and (
+            part in self._words
+            or part in self._label_of_key
+            or (len(part) >= 4 and part in known_words())
+            or bool(self._table.singulars(part))
+        )
 
     def _find_emoji(self, text: str) -> _Found:
         names = [match["emoji"] for match in emoji.emoji_list(text)]
@@ -363,11 +377,11 @@ class HashtagMapping:
         name = re.sub(r"_(light|medium-light|medium|medium-dark|dark)_skin_tone", "", name.replace("’", ""))
         words = [word for word in re.split(r"[_\-:]+", name.lower()) if word]
         words = [normalize_hashtag(word) for word in words]
-        if not words or not set(words).isdisjoint(_FUNCTION_WORDS | _LINKS | _NEGATIONS | {"button", "symbol", "sign"}):
+        if not words or not set(words).isdisjoint(_SMALL_WORDS | {"button", "symbol", "sign"}):
             return ""
         if words[-1] == "face" and len(words) > 1:
             animal = "".join(words[:-1])
-            senses = self._table.senses.get(animal, ())
+            senses = self._table.senses(animal)
             is_animal = any(self._table.is_a(synset, _ANIMAL) for synset in senses[:2])
             return animal if is_animal else ""
         if words[-1] in _GESTURES:
@@ -375,7 +389,7 @@ class HashtagMapping:
         for start in range(len(words)):
             head = "".join(words[start:])
             for candidate in (head, *self._table.singulars(head)):
-                if candidate not in stop_hashtags() and self._is_noun(candidate) and len(candidate) > 2:
+                if candidate not in self._stop_hashtags and self._is_noun(candidate) and len(candidate) > 2:
                     return candidate
         return ""
 
@@ -396,25 +410,8 @@ def stop_hashtags() -> dict[str, str]:
 
 
 @functools.cache
-def _word_list() -> SymSpell:
-    splitter = SymSpell(max_dictionary_edit_distance=0, prefix_length=7)
-    with importlib.resources.as_file(
-        importlib.resources.files("symspellpy") / "frequency_dictionary_en_82_765.txt"
-    ) as path:
-        splitter.load_dictionary(str(path), term_index=0, count_index=1)
-    for word in _MORE_WORDS:
-        splitter.create_dictionary_entry(word, 1_000_000_000)
-    return splitter
-
-
-@functools.lru_cache(maxsize=100_000)
-def _segment(key: str) -> tuple[str, ...]:
-    return tuple(_word_list().word_segmentation(key, max_edit_distance=0).segmented_string.split())
-
-
-def segment(key: str) -> list[str]:
-    """Splits lower-case letters without spaces into the likeliest English words."""
-    return list(_segment(key))
+def _dropped(reason: str) -> Mapped:
+    return Mapped((), reason)
 
 
 def _without_sign(hashtag: str) -> str:

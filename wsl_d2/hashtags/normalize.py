@@ -23,7 +23,7 @@ def normalize_hashtag(text: str) -> str:
     if not isinstance(text, str):
         raise TypeError(f"a hashtag must be a string, got {type(text).__name__}: {text!r}")
     if text.isascii():
-        return "".join(filter(str.isalnum, text)).lower()
+        return text.lower() if text.isalnum() else "".join(filter(str.isalnum, text)).lower()
     previous = None
     while text != previous:  # dropping a mark can bring together letters that compose: repeat until stable
         previous = text

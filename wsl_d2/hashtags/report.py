@@ -1,18 +1,11 @@
-"""What is in a vocabulary, and what it covers of a corpus: text, JSON and a picture."""
+"""What is in a vocabulary, and what it covers of a corpus, as JSON and as text."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
 from .vocabulary import Vocabulary
@@ -61,7 +54,10 @@ def describe_vocabulary(vocabulary: Vocabulary, counts: Mapping[str, int] | None
         "why_different": paper[1] if paper else None,
         "policy": vocabulary.policy._asdict(),
         "num_ambiguous": len(ambiguous),
-        "ambiguous": {key: [vocabulary.synsets[label] for label in ambiguous[key]] for key in sorted(ambiguous)[:100]},
+        "ambiguous": {
+            key: {vocabulary.synsets[label]: vocabulary.hashtags[label][0] for label in ambiguous[key]}
+            for key in sorted(ambiguous)[:100]
+        },
         "built_with": vocabulary.built_with,
     }
     if counts is None:
@@ -113,7 +109,8 @@ def format_description(facts: dict[str, Any]) -> str:
     if facts["paper_size"]:
         lines.append(f"the paper's: about {facts['paper_size']:,} hashtags; {facts['why_different']}.")
     lines.append(f"hashtags with several senses among the labels: {facts['num_ambiguous']:,}, such as")
-    lines += [f"  {key}: {', '.join(synsets)}" for key, synsets in list(facts["ambiguous"].items())[:_SHOWN]]
+    for key, senses in list(facts["ambiguous"].items())[:_SHOWN]:
+        lines.append(f"  {key}: " + ", ".join(f"{synset} #{hashtag}" for synset, hashtag in senses.items()))
     if "num_pairs" not in facts:
         return "\n".join(lines)
     lines += [
@@ -135,35 +132,3 @@ def format_description(facts: dict[str, Any]) -> str:
 
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f}%" if whole else "none"
-
-
-def draw_description(facts: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draws images per label, and what became of the corpus' hashtags, to a PNG; needs facts made with counts."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    images = np.array([count for count in facts["images_per_label"] if count > 0])
-    if len(images):
-        left.plot(np.arange(1, len(images) + 1), images, color="#1a1a1a")
-        left.set_xscale("log")
-        left.set_yscale("log")
-    left.set_xlabel("label, by number of images")
-    left.set_ylabel("images")
-    left.set_title(f"{facts['name']}: {facts['num_labels_seen']:,} of {facts['num_labels']:,} labels occur")
-    reasons = {"mapped": facts["mapped_pairs"], **facts["dropped_pairs"]}
-    names = list(reversed(reasons))
-    shares = [100 * reasons[name] / max(1, facts["num_pairs"]) for name in names]
-    right.barh(names, shares, color=["#1a1a1a" if name == "mapped" else "#aaaaaa" for name in names])
-    right.set_xlabel("% of image-hashtag pairs")
-    right.set_title("what became of the hashtags")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def write_description(facts: dict[str, Any], folder: str | os.PathLike[str]) -> None:
-    """Writes ``vocabulary.txt`` and ``vocabulary_facts.json``, and with counts ``vocabulary.png``."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocabulary.txt").write_text(format_description(facts) + "\n", encoding="utf-8")
-    (folder / "vocabulary_facts.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    if "num_pairs" in facts:
-        draw_description(facts, folder / "vocabulary.png")

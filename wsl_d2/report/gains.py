@@ -37,7 +37,7 @@ def write_gains(
         title: of the page.
         command: that makes the same page again.
         images: folder of the evaluated images, for the pictures.
-        curves: initialisation -> folder of its pretraining, whose loss is drawn.
+        curves: initialization -> folder of its pretraining, whose loss is drawn.
         options: of :func:`wsl_d2.analysis.compare_runs`.
 
     Returns:
@@ -66,7 +66,7 @@ def write_gains(
 def _as_text(comparison: dict) -> str:
     columns = [(t, m) for t in comparison["iou_types"] for m in ("AP", "AP50", "AP75")]
     rows = [[name, *(format_cell(run[t][m], m) for t, m in columns)] for name, run in comparison["runs"].items()]
-    headers = ["initialisation", *(f"{IOU_NAMES[t]} {m}" for t, m in columns)]
+    headers = ["initialization", *(f"{IOU_NAMES[t]} {m}" for t, m in columns)]
     lines = [tabulate(rows, headers, disable_numparse=True), ""]
     lines += [f"{IOU_NAMES[t]} AP is not compared: {reason}" for t, reason in comparison["left_out"].items()]
     for row in comparison["gains"]:

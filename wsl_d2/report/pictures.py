@@ -2,82 +2,57 @@
 
 from __future__ import annotations
 
-import base64
-import io
+from collections import Counter
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_api
 
 from wsl_d2.analysis.records import RunError
-from wsl_d2.coco import read_coco, read_results
+from wsl_d2.coco import GroundTruth, read_coco, read_results
+from wsl_d2.report.page import Box, picture, pictures
 
 SCORE_SHOWN = 0.5
+_PALETTE = ("#d1453b", "#1f6fb8", "#2b8a3e", "#b35806", "#8e5bbf", "#00798c", "#a3195b", "#5c5c5c")
 
 
-def _outline(image: np.ndarray, mask: np.ndarray, color: str) -> None:
-    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
-    image[mask] = (0.55 * image[mask] + 0.45 * rgb).astype(np.uint8)
-
-
-def draw_objects(path: Path, objects: list[dict], names: dict[int, str], enlarge: float = 2.5) -> bytes:
-    """Returns a PNG of an image with boxes, masks and class names.
-
-    Args:
-        path: the image file.
-        objects: each with "bbox" (x, y, w, h) in pixels, "category_id", and optionally "segmentation" as RLE.
-        names: category id -> name.
-        enlarge: factor by which the picture is scaled up.
-
-    Raises:
-        RunError: the file is no image.
-    """
-    try:
-        with Image.open(path) as opened:
-            pixels = np.asarray(opened.convert("RGB")).copy()
-    except OSError as error:
-        raise RunError(f"{path} cannot be read as an image: {error}.") from error
-    palette = ["#d1495b", "#edae49", "#00798c", "#30638e", "#66a182", "#8d6a9f"]
+def draw_objects(pixels: np.ndarray, objects: list[dict], names: dict[int, str], caption: str, title: str) -> str:
+    """A picture of (H, W, 3) RGB with objects, each with "bbox" (x, y, w, h) in pixels, "category_id", and optionally
+    "score" and "segmentation" as RLE."""
+    pixels = pixels.copy()
+    height, width = pixels.shape[:2]
     order = sorted(names)
-    for item in objects:
-        color = palette[order.index(item["category_id"]) % len(palette)]
+    boxes = []
+    for item in sorted(objects, key=lambda item: item.get("score", 0)):
+        color = _PALETTE[order.index(item["category_id"]) % len(_PALETTE)]
         if isinstance(item.get("segmentation"), dict):
             mask = mask_api.decode(item["segmentation"]).astype(bool)
-            if mask.shape == pixels.shape[:2]:  # the file may have another size than its annotation
-                _outline(pixels, mask, color)
-    height, width = pixels.shape[:2]
-    figure = plt.figure(figsize=(width * enlarge / 100, height * enlarge / 100), dpi=100)
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.imshow(pixels, interpolation="bilinear")
-    axis.set_axis_off()
-    for item in objects:
-        if "bbox" not in item:  # keypoints alone
-            continue
-        color = palette[order.index(item["category_id"]) % len(palette)]
-        x, y, w, h = item["bbox"]
-        axis.add_patch(plt.Rectangle((x, y), w, h, fill=False, edgecolor=color, linewidth=1.5))
-        label = names[item["category_id"]] + (f" {100 * item['score']:.0f}%" if "score" in item else "")
-        axis.text(x, max(y, 4), label, fontsize=9, color="white", va="bottom", parse_math=False,
-                  bbox={"facecolor": color, "edgecolor": "none", "pad": 1})  # fmt: skip
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
-    return buffer.getvalue()
+            if mask.shape == (height, width):  # the file may have another size than its annotation
+                rgb = np.frombuffer(bytes.fromhex(color[1:]), np.uint8)
+                pixels[mask] = (0.6 * pixels[mask] + 0.4 * rgb).astype(np.uint8)
+        if "bbox" in item:  # not with keypoints alone
+            x, y, w, h = item["bbox"]
+            left, top, right, bottom = max(0, x), max(0, y), min(width, x + w), min(height, y + h)
+            score = f" {100 * item['score']:.0f}%" if "score" in item else ""
+            place = (left / width, top / height, (right - left) / width, (bottom - top) / height)
+            boxes.append(Box(*place, color, names[item["category_id"]] + score))
+    found = Counter(names[item["category_id"]] for item in objects)
+    seen = ", ".join(f"{number} {name}" for name, number in found.items()) or "no objects"
+    return picture(pixels, f"{title}, {caption}: {seen}", caption, boxes)
 
 
-def _picture(png: bytes) -> str:
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").save(buffer, "JPEG", quality=85)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+def objects_of(truth: GroundTruth, image_id: int) -> list[dict]:
+    """The annotations of an image as :func:`draw_objects` takes them; its masks need its size."""
+    has_size = truth.imgs[image_id]["height"]
+    return [
+        row | {"segmentation": truth.annToRLE(row) if row.get("segmentation") and has_size else None}
+        for row in truth.imgToAnns[image_id]
+    ]
 
 
 def picture_rows(comparison: dict, image_folder: Path, image_ids: list) -> str:
-    """Returns HTML table rows: ground truth beside the detections of each initialisation's first run.
+    """Returns HTML: of each image the ground truth beside the detections of each initialization's first run.
 
     Raises:
         RunError: an image is not in the folder, or cannot be read.
@@ -97,11 +72,14 @@ def picture_rows(comparison: dict, image_folder: Path, image_ids: list) -> str:
         path = image_folder / str(info.get("file_name"))
         if not path.is_file():
             raise RunError(f"{path} does not exist; give the folder of the evaluated images.")
-        objects = [
-            row | {"segmentation": truth.annToRLE(row) if row.get("segmentation") and info["height"] else None}
-            for row in truth.imgToAnns[info["id"]]
-        ]
-        cells = [draw_objects(path, objects, names)]
-        cells += [draw_objects(path, found.get(info["id"], []), names) for found in detections.values()]
-        rows.append("<tr>" + "".join(f"<td>{_picture(cell)}</td>" for cell in cells) + "</tr>")
+        try:
+            with Image.open(path) as opened:
+                pixels = np.asarray(opened.convert("RGB"))
+        except OSError as error:
+            raise RunError(f"{path} cannot be read as an image: {error}.") from error
+        columns = {"ground truth": objects_of(truth, info["id"])} | {
+            name: found.get(info["id"], []) for name, found in detections.items()
+        }
+        cells = [draw_objects(pixels, members, names, name, path.name) for name, members in columns.items()]
+        rows.append(pictures(cells, min(6, len(cells))))
     return "\n".join(rows)

@@ -118,8 +118,8 @@ def table_of_runs(records: Sequence[dict], results: Sequence[str], stage: str | 
 
 
 def table_of_gains(records: Sequence[dict]) -> str:
-    """A row for each comparison and kind of AP: every arm, and the gains with their 95% intervals; over trainings and
-    images where the runs allow it, else over images.
+    """A row for each arm of each comparison, the best first: its AP, and its gain over each baseline with the 95%
+    interval; over trainings and images where the runs allow it, else over images.
 
     Raises:
         RunError: there is no comparison.
@@ -127,23 +127,28 @@ def table_of_gains(records: Sequence[dict]) -> str:
     comparisons = [row for row in records if row["kind"] == "comparison"]
     if not comparisons:
         raise RunError("the records hold no comparison; finish the study, and collect its folder again.")
-    first = comparisons[0]
-    arms, pairs = list(first["runs"]), [(row["candidate"], row["baseline"]) for row in first["gains"]]
+    types = comparisons[0]["iou_types"]
+    baselines = comparisons[0]["baselines"]
+    header = ["comparison", "start", *(f"{IOU_NAMES[t]} AP" for t in types)]
+    header += [f"{IOU_NAMES[t]} AP over `{baseline}`" for t in types for baseline in baselines]
     rows = []
     for comparison in comparisons:
-        for iou_type in comparison["iou_types"]:
-            row = [comparison["name"], f"{IOU_NAMES[iou_type]} AP"]
-            for arm in arms:
-                cell = comparison["runs"][arm][iou_type]
-                row.append(f"{cell['mean']:.1f}" + (f" ± {cell['sd']:.1f}" if cell["sd"] is not None else ""))
-            gains = {(g["candidate"], g["baseline"]): g[iou_type] for g in comparison["gains"]}
-            row += [_gain(gains[pair]) for pair in pairs]
-            rows.append(row)
-    header = ["comparison", "", *(f"`{arm}`" for arm in arms), *(f"`{a}` - `{b}`" for a, b in pairs)]
+        gains = {(row["candidate"], row["baseline"]): row for row in comparison["gains"]}
+        for arm, cells in sorted(comparison["runs"].items(), key=lambda item: -item[1][types[0]]["mean"]):
+            aps = [_mean_and_sd(cells[t]) for t in types]
+            over = [_gain(gains.get((arm, baseline)), t) for t in types for baseline in baselines]
+            rows.append([comparison["name"].removeprefix("report/"), f"`{arm}`", *aps, *over])
     return markdown(header, rows)
 
 
-def _gain(gain: dict) -> str:
+def _mean_and_sd(cell: dict) -> str:
+    return f"{cell['mean']:.1f}" + (f" ± {cell['sd']:.1f}" if cell["sd"] is not None else "")
+
+
+def _gain(row: dict | None, iou_type: str) -> str:
+    if row is None:
+        return "-"
+    gain = row[iou_type]
     low, high = gain["method_interval"] or gain["interval"]
     return f"{gain['gain']:+.1f} [{low:+.1f}, {high:+.1f}]" + ("" if gain["method_interval"] else " over images")
 

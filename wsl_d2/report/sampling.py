@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from wsl_d2.data.order.resampling import EpochDistribution
+from wsl_d2.report.plots import draw_ranks
 
 _SHARES = (0.01, 0.1, 0.5)  # of the hashtags on an image, the most frequent first
 
@@ -31,14 +32,9 @@ def describe_epoch(counts: np.ndarray, num_images: int, epoch: EpochDistribution
 
 def plot_epoch(counts: np.ndarray, epoch: EpochDistribution, num_images: int) -> Figure:
     """Frequency against rank, before and after resampling, on logarithmic axes."""
-    order = np.argsort(-counts, kind="stable")
-    order = order[counts[order] > 0]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    ranks = np.arange(1, len(order) + 1)
-    axes.loglog(ranks, epoch.draws[order] / epoch.length, "--", color="#b35806", label="draws of an epoch")
-    axes.loglog(ranks, counts[order] / num_images, color="#1a1a1a", label="images")
-    axes.set_xlabel("hashtag, by its number of images")
-    axes.set_ylabel("fraction that carries it")
+    curves = {"images": counts / num_images, "draws of an epoch": epoch.draws / epoch.length}
+    draw_ranks(axes, curves, "share that carries it")
     axes.legend(frameon=False)
     return figure

@@ -3,242 +3,208 @@
 from __future__ import annotations
 
 import csv
-import html
 import json
+import math
 import string
-from collections.abc import Iterable
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from scipy import stats
+from tabulate import tabulate
 
 from wsl_d2.analysis.records import without_nan
-from wsl_d2.analysis.scaling import compare_growth, fit_log_linear
+from wsl_d2.analysis.study import analyse_item, ascending
+from wsl_d2.files import write_atomically
 from wsl_d2.report.gains import write_gains
-from wsl_d2.report.plots import STYLE_SHEET, style_of, svg_of
-from wsl_d2.study.study import Cell, Study, StudyError
-
-
-def mean_interval(values: Iterable[float]) -> tuple[float, float]:
-    """Returns (mean, half width of its 95% interval by Student's t); the half width is NaN for one value."""
-    array = np.asarray(list(values), float)
-    if len(array) < 2:
-        return float(array.mean()), float("nan")
-    return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
+from wsl_d2.report.page import escape, page, panels, paragraph, table
+from wsl_d2.report.plots import INK, QUIET, log_ticks, panel, style_of
+from wsl_d2.study.study import Cell, Study
 
 
 def analyse(study: Study, rows: list[dict]) -> list[dict]:
     """Works out each item of the study's report from the rows of :meth:`Study.read_results`.
 
     Raises:
-        StudyError: an item has no rows.
+        RunError: an item has no rows.
     """
-    kinds = {"scaling": _scaling, "levels": _levels}
-    return [kinds[item["kind"]](study, rows, item) for item in study.report if item["kind"] in kinds]
-
-
-def _with(rows: list[dict], axis: str, result: str) -> list[dict]:
-    chosen = [row for row in rows if axis in row and result in row]
-    if not chosen:
-        raise StudyError(f"no run has both {axis} and {result}; the stage of {result} must have the axis {axis}.")
-    return chosen
-
-
-def _scaling(study: Study, rows: list[dict], item: dict) -> dict:
-    """A straight line over log10(x) for each series, all seeds as points, and the slopes' differences."""
-    x, series, y = item["x"], item["series"], item["y"]
-    lines = []
-    for name in study.axes[series]:
-        members = [row for row in _with(rows, x, y) if row[series] == name]
-        labels = [", ".join(f"{axis}={row[axis]}" for axis in study.axes if axis in row) for row in members]
-        fit = fit_log_linear([row[x] for row in members], [row[y] for row in members], labels)
-        next_decade = 10 * max(row[x] for row in members)
-        value, interval = fit.predict(next_decade)
-        points = []
-        for number in study.axes[x]:
-            mean, half_width = mean_interval(row[y] for row in members if row[x] == number)
-            points.append({"x": number, "mean": mean, "half_width": half_width})
-        lines.append(
-            {
-                "series": name,
-                "points": points,
-                "slope_per_decade": fit.slope_per_decade,
-                "slope_interval": fit.slope_interval,
-                "intercept": fit.intercept,
-                "residual_sd": fit.residual_sd,
-                "num_points": fit.num_points,
-                "growth": _compare_growth([row[x] for row in members], [row[y] for row in members]),
-                "prediction": {"x": next_decade, "value": value, "interval": interval},
-            }
-        )
-    differences = []
-    for line in lines[1:]:
-        difference = line["slope_per_decade"] - lines[0]["slope_per_decade"]
-        half = [(one["slope_interval"][1] - one["slope_interval"][0]) / 2 for one in (line, lines[0])]
-        freedom = [one["num_points"] - 2 for one in (line, lines[0])]
-        errors = [width / stats.t.ppf(0.975, df) for width, df in zip(half, freedom, strict=True)]
-        error = float(np.hypot(*errors))
-        pooled = error**4 / sum(e**4 / df for e, df in zip(errors, freedom, strict=True)) if error else 1.0  # Welch
-        width = float(stats.t.ppf(0.975, pooled)) * error
-        differences.append(
-            {
-                "series": line["series"],
-                "than": lines[0]["series"],
-                "slope_difference": difference,
-                "interval": (difference - width, difference + width),
-                "p_value": float(2 * stats.t.sf(abs(difference) / error, pooled)) if error else 0.0,
-            }
-        )
-    return {**item, "lines": lines, "differences": differences}
-
-
-def _compare_growth(numbers: list, results: list) -> dict | None:
-    """Line against curve, None with too few points for it."""
-    if len(set(numbers)) < 4 or len(numbers) < 6:
-        return None
-    return compare_growth(numbers, results)
-
-
-def _levels(study: Study, rows: list[dict], item: dict) -> dict:
-    """Mean of each value of an axis, and its difference from the baseline paired by all other axes."""
-    x, baseline, y = item["x"], item["baseline"], item["y"]
-    members = _with(rows, x, y)
-    others = [axis for axis in study.axes if axis != x and axis in members[0]]
-    base = {tuple(row[axis] for axis in others): row[y] for row in members if row[x] == baseline}
-    levels = []
-    for value in study.axes[x]:
-        here = {tuple(row[axis] for axis in others): row[y] for row in members if row[x] == value}
-        mean, half_width = mean_interval(here.values())
-        gains = [here[key] - base[key] for key in here]
-        difference, difference_half_width = mean_interval(gains)
-        p_value = None
-        if value != baseline and len(gains) > 1 and np.ptp(gains) > 0:
-            p_value = float(stats.ttest_1samp(gains, 0).pvalue)
-        levels.append(
-            {
-                "value": value,
-                "mean": mean,
-                "half_width": half_width,
-                "results": list(here.values()),
-                "difference": difference,
-                "difference_half_width": difference_half_width,
-                "p_value": p_value,
-            }
-        )
-    return {**item, "paired_by": others, "levels": levels}
+    items = [item for item in study.report if item["kind"] != "comparison"]
+    return [analyse_item({**item, "labels": study.labels}, study.axes, rows) for item in items]
 
 
 def format_text(study: Study, analysis: list[dict]) -> str:
     """Returns the report for a terminal."""
-    lines = [study.title, ""]
+    parts = [study.title]
     for item in analysis:
-        headers, table = table_of_item(item)
-        widths = [max(len(row[i]) for row in [headers, *table]) for i in range(len(headers))]
-        lines.append(_heading(item))
-        for row in [headers, *table]:
-            lines.append(
-                "  ".join(
-                    cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-                )
-            )
-        lines += [*_sentences(item), ""]
-    return "\n".join(lines)
+        headers, rows = table_of_item(item)
+        shown = tabulate(rows, headers, tablefmt="plain", disable_numparse=True)
+        parts.append("\n".join([_heading(item), *_sentences(item), "", shown]))
+    return "\n\n".join(parts)
+
+
+def _label(item: dict, key: str) -> str:
+    """The name of an axis or result, with its unit where the study file has one."""
+    return item.get("labels", {}).get(item[key], item[key])
+
+
+def _name(item: dict, key: str) -> str:
+    """The same without the unit, for sentences."""
+    return str(_label(item, key)).partition(", ")[0]
 
 
 def _heading(item: dict) -> str:
-    return f"{item['y']} by {item['x']}" + (f" and {item['series']}" if item["kind"] == "scaling" else "")
+    return f"{_name(item, 'y')} by {_name(item, 'x')}" + (f" and {item['series']}" if "series" in item else "")
 
 
 def table_of_item(item: dict) -> tuple[list[str], list[list[str]]]:
     """Header and rows of one item of :func:`analyse`."""
-    if item["kind"] == "scaling":
-        headers = [item["series"], *(f"{point['x']:,}" for point in item["lines"][0]["points"]), "per decade"]
-        table = [
-            [
-                str(line["series"]),
-                *(_plus_minus(point["mean"], point["half_width"]) for point in line["points"]),
-                f"{line['slope_per_decade']:+.1f} [{line['slope_interval'][0]:+.1f}, {line['slope_interval'][1]:+.1f}]",
-            ]
-            for line in item["lines"]
-        ]
-        return headers, table
-    headers = [item["x"], item["y"], f"minus {item['baseline']}", "p"]
-    table = []
-    for level in item["levels"]:
-        is_baseline = level["value"] == item["baseline"]
-        low, high = (level["difference"] + s * level["difference_half_width"] for s in (-1, 1))
-        table.append(
+    if item["kind"] == "levels":
+        rows = [
             [
                 str(level["value"]),
-                _plus_minus(level["mean"], level["half_width"]),
-                "" if is_baseline else f"{level['difference']:+.1f} [{low:+.1f}, {high:+.1f}]",
+                _mean(level),
+                "" if level["value"] == item["baseline"] else _difference(level),
                 "" if level["p_value"] is None else f"{level['p_value']:.3f}",
             ]
-        )
-    return headers, table
+            for level in item["levels"]
+        ]
+        return [_label(item, "x"), _label(item, "y"), f"minus {item['baseline']}", "p"], rows
+    numbers = [f"{point['x']:,}" for point in item["lines"][0]["points"]]
+    last = "per decade" if item["kind"] == "scaling" else "best"
+    rows = []
+    for line in item["lines"]:
+        if item["kind"] == "scaling":
+            end = _signed(line["slope_per_decade"], *line["slope_interval"])
+        else:
+            end = "none" if line["best"] is None else f"{line['best']:,}"
+        rows.append([str(line["series"]), *map(_mean, line["points"]), end])
+    return [f"{item['series']} \\ {_label(item, 'x')}", *numbers, last], rows
 
 
-def _plus_minus(mean: float, half_width: float) -> str:
-    return f"{mean:.1f}" + (f" ± {half_width:.1f}" if np.isfinite(half_width) else "")
+def _mean(point: dict) -> str:
+    """The mean of a point or level, with its interval from two runs; and how many runs have no result."""
+    diverged, runs = point.get("diverged", 0), point.get("runs", 0)
+    if point["mean"] is None or not math.isfinite(point["mean"]):
+        return "diverged" if diverged or "runs" not in point else "no run"
+    width = point["half_width"]
+    has_width = width is not None and math.isfinite(width)
+    return (
+        f"{point['mean']:.1f}"
+        + (f" ± {width:.1f}" if has_width else "")
+        + (f" ({diverged} of {runs} diverged)" if diverged else "")
+    )
+
+
+def _signed(value: float | None, low: float | None, high: float | None) -> str:
+    """A difference or slope with its interval, or that it has none; records have None for NaN."""
+    if value is None or not math.isfinite(value):
+        return "no pair"
+    if low is None or high is None or not math.isfinite(high):
+        return f"{value:+.1f} (one run)"
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _difference(level: dict) -> str:
+    value, width = level["difference"], level["difference_half_width"]
+    ends = (None, None) if value is None or width is None else (value - width, value + width)
+    return _signed(value, *ends)
 
 
 def _sentences(item: dict) -> list[str]:
-    if item["kind"] == "levels":
-        return [f"Differences are paired by {', '.join(item['paired_by'])}; ± and brackets are 95% intervals."]
+    """What came out, the answer first."""
+    return {"levels": _about_levels, "scaling": _about_growth, "sweep": _about_sweep}[item["kind"]](item)
+
+
+def _about_levels(item: dict) -> list[str]:
+    levels = [level for level in item["levels"] if math.isfinite(level["mean"])]
+    y, baseline = _name(item, "y"), item["baseline"]
+    best = max(levels, key=lambda level: level["mean"])
+    answer = f"{item['x']} {best['value']} has the highest {y}: {_mean(best)}"
+    if best["value"] != baseline:
+        answer += f", {_difference(best)} against {baseline}"
+    if all(len(level["results"]) < 2 for level in levels):
+        note = f"One run of each {item['x']}: no interval; --axis seed=0,1,2 runs more, if the study has it."
+    else:
+        note = f"Differences are paired by {', '.join(item['paired_by'])}; ± and brackets are 95% intervals."
+    return [f"{answer}.", note]
+
+
+def _about_sweep(item: dict) -> list[str]:
+    found, notes = [], []
+    for line in item["lines"]:
+        best = next((point for point in line["points"] if point["x"] == line["best"]), None)
+        found.append(f"{line['series']} none" if best is None else f"{line['series']} {best['x']:,} ({_mean(best)})")
+        if line["at_end"]:
+            better = {"lowest": "lower", "highest": "higher"}[line["at_end"]]
+            notes.append(f"The best of {line['series']} is the {line['at_end']} that was tried; try {better} ones.")
+    if all(point["runs"] < 2 for line in item["lines"] for point in line["points"]):
+        notes.append("One run at each place: no intervals, and neighbors may differ by chance.")
+    return [f"Best {_name(item, 'x')} by {_name(item, 'y')}: {', '.join(found)}.", *notes]
+
+
+def _about_growth(item: dict) -> list[str]:
+    x, y = _name(item, "x"), _name(item, "y")
     sentences = []
     for line in item["lines"]:
         at = line["prediction"]
+        between = "[{:.1f}, {:.1f}]".format(*at["interval"])
         sentences.append(
-            f"{line['series']}: {line['slope_per_decade']:+.1f} per tenfold {item['x']}; a new run with {at['x']:,} "
-            f"would give {at['value']:.1f} [{at['interval'][0]:.1f}, {at['interval'][1]:.1f}] if the line went on."
+            f"{line['series']}: {_signed(line['slope_per_decade'], *line['slope_interval'])} {y} per tenfold {x}; a "
+            f"new run with {at['x']:,} would give {at['value']:.1f} {between} if the line went on."
         )
     for line in item["lines"]:
         if (growth := line["growth"]) is not None:
             better = "levels off describes" if growth["aicc_difference"] < 0 else "levels off does not describe"
             sentences.append(
                 f"{line['series']}: a curve that {better} the results better than the line (AICc "
-                f"{growth['aicc_difference']:+.1f}); predicting the most {item['x']} from the rest, the line is off by "
+                f"{growth['aicc_difference']:+.1f}); predicting the most {x} from the rest, the line is off by "
                 f"{growth['error_of_line']:.1f}, the curve by {growth['error_of_curve']:.1f}."
             )
     for row in item["differences"]:
         sentences.append(
-            f"The slope of {row['series']} is {row['slope_difference']:+.1f} "
-            f"[{row['interval'][0]:+.1f}, {row['interval'][1]:+.1f}] steeper than that of {row['than']} "
-            f"(p = {row['p_value']:.3f})."
+            f"The slope of {row['series']} is {_signed(row['slope_difference'], *row['interval'])} steeper than that "
+            f"of {row['than']} (p = {row['p_value']:.3f})."
         )
+    if all(point["runs"] < 2 for line in item["lines"] for point in line["points"]):
+        sentences.append("One run at each place: the intervals are of the scatter about the lines.")
     return sentences
 
 
 def _plot(item: dict) -> str:
-    figure, axis = plt.subplots(figsize=(7.5, 3.8))
-    if item["kind"] == "scaling":
-        for position, line in enumerate(item["lines"]):
-            color, style, marker = style_of(position + 1)
-            numbers = [point["x"] for point in line["points"]]
-            means = [point["mean"] for point in line["points"]]
-            widths = np.nan_to_num([point["half_width"] for point in line["points"]])
-            axis.errorbar(numbers, means, widths, fmt=marker, color=color, capsize=3, label=str(line["series"]))
+    plots: list[str] = []
+    with panel(plots, _heading(item), xlabel=_label(item, "x"), ylabel=_label(item, "y")) as axis:
+        if item["kind"] == "levels":
+            for position, level in enumerate(item["levels"]):
+                axis.plot([position] * len(level["results"]), level["results"], "o", color=QUIET, markersize=4)
+                axis.errorbar(
+                    position, level["mean"], np.nan_to_num(level["half_width"]), fmt="D", color=INK, capsize=4
+                )
+            axis.set_xticks(range(len(item["levels"])), [str(level["value"]) for level in item["levels"]])
+            axis.margins(x=0.2)
+        else:
+            _plot_lines(axis, item)
+    return plots[0]
+
+
+def _plot_lines(axis, item: dict) -> None:
+    log_ticks(axis.xaxis, [point["x"] for point in item["lines"][0]["points"]])
+    for position, line in enumerate(item["lines"]):
+        color, style, marker = style_of(position)
+        numbers, means = (np.array([point[key] for point in line["points"]], float) for key in ("x", "mean"))
+        widths = np.nan_to_num([point["half_width"] for point in line["points"]])
+        axis.errorbar(numbers, means, widths, fmt=marker, color=color, capsize=3, label=str(line["series"]))
+        if item["kind"] == "scaling":
             ends = np.array([min(numbers), max(numbers)])
-            axis.plot(ends, line["intercept"] + line["slope_per_decade"] * np.log10(ends), style, color=color)
-        axis.set_xscale("log")
-        axis.legend(frameon=False, title=item["series"])
-    else:
-        names = [str(level["value"]) for level in item["levels"]]
-        for position, level in enumerate(item["levels"]):
-            axis.plot([position] * len(level["results"]), level["results"], "o", color="#888888", markersize=4)
-            axis.errorbar(
-                position, level["mean"], np.nan_to_num(level["half_width"]), fmt="D", color="#1a1a1a", capsize=4
-            )
-        axis.set_xticks(range(len(names)), names)
-        axis.margins(x=0.2)
-    axis.set_xlabel(item["x"])
-    axis.set_ylabel(item["y"])
-    axis.grid(color="#dddddd")
-    return svg_of(figure)
+            axis.plot(ends, line["intercept"] + line["slope_per_decade"] * np.log10(ends), linestyle=style, color=color)
+        else:
+            axis.plot(numbers, means, linestyle=style, color=color)
+            lost = [point["x"] for point in line["points"] if point["diverged"]]
+            at = axis.get_xaxis_transform()
+            axis.plot(lost, [0.05 + 0.06 * position] * len(lost), "x", color=color, markersize=8, transform=at)
+    if any(point.get("diverged") for line in item["lines"] for point in line["points"]):
+        low, high = axis.get_ylim()
+        axis.set_yticks([tick for tick in axis.get_yticks() if low <= tick <= high])
+        axis.set_ylim(low - 0.08 * (1 + len(item["lines"])) * (high - low), high)
+        axis.axhline(low, color=INK, linewidth=1)
+        axis.plot([], [], "x", color=INK, label="diverged")
 
 
 def write_report(study: Study, rows: list[dict], analysis: list[dict], output: str | Path) -> Path:
@@ -250,32 +216,27 @@ def write_report(study: Study, rows: list[dict], analysis: list[dict], output: s
         writer.writeheader()
         writer.writerows(rows)
     content = {"title": study.title, "study": study.path.name, "analysis": analysis, "rows": rows}
-    (output / "report.json").write_text(json.dumps(without_nan(content), indent=1) + "\n")
-    (output / "report.txt").write_text(format_text(study, analysis) + "\n", encoding="utf-8")
-
-    escape = html.escape
-    parts = [f"<h1>{escape(study.title)}</h1>", f"<p>{escape(study.description)}</p>"]
-    for item in analysis:
-        headers, table = table_of_item(item)
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in headers)
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table)
-        parts.append(f"<h2>{escape(_heading(item))}</h2><figure>{_plot(item)}</figure>")
-        parts.append(f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>')
-        parts += [f"<p>{escape(sentence)}</p>" for sentence in _sentences(item)]
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_cell(row.get(column, '')))}</td>" for column in columns) + "</tr>"
+    write_atomically(output / "report.json", json.dumps(without_nan(content), indent=1) + "\n")
+    write_atomically(output / "report.txt", format_text(study, analysis) + "\n")
+    told = [_sentences(item) for item in analysis]
+    parts = [paragraph(answer, "headline") for answer, *_ in told]
+    for item, (_, *others) in zip(analysis, told, strict=True):
+        parts += [f"<h2>{escape(_heading(item))}</h2>", panels([_plot(item)]), table(*table_of_item(item))]
+        parts += map(paragraph, others)
+    parts.append(paragraph(study.description, "quiet"))
+    places = {axis: ascending(values) for axis, values in study.axes.items()}
+    rows = sorted(rows, key=lambda row: [values.index(row[axis]) for axis, values in places.items() if axis in row])
+    cells = [
+        [
+            f"{row[column]:.2f}" if column in study.results and column in row else row.get(column, "none")
+            for column in columns
+        ]
         for row in rows
-    )
-    parts.append(f'<h2>Every run</h2><div class="scroll"><table><tr>{head}</tr>{body}</table></div>')
+    ]
+    parts += ["<h2>Every run</h2>", table([study.labels.get(column, column) for column in columns], cells)]
     parts.append(f"<h2>Study file</h2><pre>{escape(study.path.read_text(encoding='utf-8'))}</pre>")
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(study.title)}</title><style>{STYLE_SHEET}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
-    path = output / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    write_atomically(output / "report.html", page(study.title, *parts))
+    return output / "report.html"
 
 
 def write_study(study: Study, output: str | Path) -> str:
@@ -317,7 +278,7 @@ def _compare(study: Study, output: Path, item: dict) -> list[str]:
             folders.setdefault(str(cell.values[arms]), []).append(cell.folder)
         curves: dict[str, Path] = {}
         for cell in cells:
-            if cell.stage == item["curves"] and all(first.values[axis] == cell.values[axis] for axis in of_page):
+            if cell.stage == item.get("curves") and all(first.values[axis] == cell.values[axis] for axis in of_page):
                 curves.setdefault(str(cell.values[arms]), cell.folder)
         folder = output / "report" / place
         text = write_gains(
@@ -332,7 +293,3 @@ def _compare(study: Study, output: Path, item: dict) -> list[str]:
         )
         texts += [*([place] if place else []), text, "", str(folder / "report.html")]
     return texts
-
-
-def _cell(value) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 
 import numpy as np
@@ -14,10 +13,8 @@ from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
 from wsl_d2.data.read.device_decode import decode_batch
 from wsl_d2.data.read.loaders import build_hashtag_train_loader, build_sampler, training_dataset
 from wsl_d2.hashtags import Vocabulary
-from wsl_d2.report.page import escape, image_url, page, table
-
-BEFORE, AFTER = "#777", "#0b62a8"
-SMALL = 'font-size="13" fill="#444"'
+from wsl_d2.report.page import page, panels, paragraph, picture, pictures, table
+from wsl_d2.report.plots import draw_ranks, panel
 
 
 def label_names(vocabulary: Vocabulary) -> list[str]:
@@ -32,40 +29,17 @@ def contact_sheet(batch: dict, vocabulary: Vocabulary, image_format: str, limit:
     for number, pixels in enumerate(images if image_format == "RGB" else images[:, ::-1]):
         labels = batch["labels"][batch["image_index"] == number].tolist()
         tags = " ".join(f"#{vocabulary.hashtags[label][0]}" for label in labels)
-        figures.append(
-            f'<figure><img alt="{escape(tags)}" src="{image_url(pixels.transpose(1, 2, 0))}">'
-            f'<figcaption>{escape(tags)}<br><span class="quiet">{escape(batch["keys"][number])}</span></figcaption>'
-            "</figure>"
-        )
-    return f'<div class="sheet">{"".join(figures)}</div>'
+        key = batch["keys"][number]
+        figures.append(picture(pixels.transpose(1, 2, 0), f"{key}: {tags}", f"{tags}\n{key}", most_bytes=40_000))
+    return pictures(figures, 6)
 
 
 def rank_plot(before: np.ndarray, after: np.ndarray) -> str:
     """An SVG of the labels' counts, in the order of the counts before; both axes are logarithmic."""
-    order = np.argsort(-before, kind="stable")
-    order = order[before[order] > 0]
-    top = math.ceil(math.log10(max(2.0, before.max(), after.max())))
-    right = max(1, math.ceil(math.log10(max(2, len(order)))))
-    ranks = np.unique(np.geomspace(1, len(order), 400).astype(int))
-    parts = ['<svg viewBox="0 0 760 330" role="img" aria-label="images per label by rank">']
-    for power in range(top + 1):
-        y = 280 - 260 * power / top
-        parts.append(f'<path d="M60 {y}H740" stroke="#ddd"/><text x="52" y="{y + 4}" {SMALL} text-anchor="end">')
-        parts.append(f"{10**power:,}</text>")
-    for power in range(right + 1):
-        x = 60 + 680 * power / right
-        parts.append(f'<text x="{x}" y="298" {SMALL} text-anchor="middle">{10**power:,}</text>')
-    for counts, color, dash in ((before, BEFORE, ""), (after, AFTER, "6 3")):
-        heights = np.log10(np.maximum(1, counts[order[ranks - 1]])) / top
-        xs, ys = 60 + 680 * np.log10(ranks) / right, 280 - 260 * heights
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
-        parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2" stroke-dasharray="{dash}"/>'
-        )
-    parts.append(
-        f'<text x="400" y="320" {SMALL} text-anchor="middle">rank of the label; vertical: images an epoch</text>'
-    )
-    return "".join(parts) + "</svg>"
+    plots: list[str] = []
+    with panel(plots, "Images of each label, as stored and in an epoch after resampling") as axis:
+        draw_ranks(axis, {"as stored": before, "in an epoch, after resampling": after}, "images")
+    return plots[0]
 
 
 def label_table(before: np.ndarray, after: np.ndarray, names: list[str]) -> str:
@@ -131,9 +105,9 @@ def size_tables(good: list[tuple[int, int, int]], kinds: Counter, bad: list[tupl
         parts.append(table(["", "least", "5%", "25%", "median", "75%", "95%", "most"], rows))
     total = sum(kinds.values())
     parts.append(table(["kind", "images", "share"], [[k, n, f"{n / total:.2%}"] for k, n in kinds.most_common()]))
-    parts.append(f"<p>{len(bad)} of {total} images cannot be used.</p>")
+    parts.append(paragraph(f"{len(bad)} of {total} images cannot be used."))
     if bad:
-        parts.append(table(["key", "reason"], [list(entry) for entry in bad[:limit]]))
+        parts.append(table(["key", "reason"], bad[:limit], {1}))
     return "".join(parts)
 
 
@@ -154,18 +128,21 @@ def training_data_page(cfg, num_images: int, num_statistics: int) -> str:
     after = dataset.epoch_distribution(resampling.MODE, resampling.THRESHOLD).draws
     dataset.mapper = None
     good, kinds, bad = read_statistics(dataset, num_statistics)
+    stored = (
+        f"{len(dataset):,} labelled images, {dataset.num_labels:,} labels of vocabulary {vocabulary.name}, "
+        f"{before.sum() / len(dataset):.2f} labels an image, {(before == 0).sum():,} labels without an image."
+    )
+    crop = f"Crops of {cfg.INPUT.RANDOM_RESIZED_CROP.SIZE} pixels, decoding {cfg.INPUT.DECODING}; click to enlarge."
     return page(
         name,
-        f"<p>{len(dataset):,} labelled images, {dataset.num_labels:,} labels of vocabulary {escape(vocabulary.name)}, "
-        f"{before.sum() / len(dataset):.2f} labels an image, {(before == 0).sum():,} labels without an image.</p>"
-        f"<h2>A batch as the model sees it</h2><p>Crops of {cfg.INPUT.RANDOM_RESIZED_CROP.SIZE} pixels, "
-        f"decoding {escape(cfg.INPUT.DECODING)}.</p>"
-        f"{contact_sheet(batch, vocabulary, cfg.INPUT.FORMAT, num_images)}"
-        f"<h2>Labels before and after resampling</h2><p>Mode {escape(resampling.MODE)}, "
-        f"threshold {resampling.THRESHOLD:g}. "
-        f'<span style="color:{BEFORE}">Solid: as stored.</span> '
-        f'<span style="color:{AFTER}">Dashed: expected in one epoch after resampling.</span></p>'
-        f"<figure>{rank_plot(before, after)}</figure>{label_table(before, after, label_names(vocabulary))}"
-        f"<h2>Image sizes and failures</h2><p>Of {sum(kinds.values()):,} images spread evenly over the dataset.</p>"
-        f"{size_tables(good, kinds, bad)}",
+        paragraph(stored, "headline"),
+        "<h2>A batch as the model sees it</h2>",
+        paragraph(crop),
+        contact_sheet(batch, vocabulary, cfg.INPUT.FORMAT, num_images),
+        "<h2>Labels before and after resampling</h2>",
+        panels([rank_plot(before, after)], f"Mode {resampling.MODE}, threshold {resampling.THRESHOLD:g}."),
+        label_table(before, after, label_names(vocabulary)),
+        "<h2>Image sizes and failures</h2>",
+        paragraph(f"Of {sum(kinds.values()):,} images spread evenly over the dataset."),
+        size_tables(good, kinds, bad),
     )

@@ -33,6 +33,7 @@ from wsl_d2.engine.schedule import images_to_process
 from wsl_d2.errors import UserError
 from wsl_d2.files import write_atomically
 from wsl_d2.hashtags import Vocabulary, load_wordnet, read_hashtag_counts
+from wsl_d2.study.claim import claim_folder
 
 _SMALL = "resnext26_8x4d"  # for small images; its rate was chosen on the mini-world
 _REQUEUE = 75
@@ -90,7 +91,7 @@ def pretrain(
     posts = [posts] if isinstance(posts, str) else list(posts or [])
     columns = columns or CountOptions()
     _check_input(photos, posts, architecture)
-    _claim(
+    claim_folder(
         output,
         {
             "photos": str(photos.resolve()),
@@ -106,6 +107,8 @@ def pretrain(
             "learning rate for 256 images": lr_per_256_images,
             "seed": seed,
         },
+        "pretraining",
+        "The run's own settings are in pretrain.yaml there.",
     )
     labels = _find_vocabulary(photos, posts, output, vocabulary, min_images, columns, workers, say)
     shards = _make_shards(photos, posts, output, labels, columns, workers, say)
@@ -152,28 +155,6 @@ def _check_input(photos: Path, posts: list[str], architecture: str) -> None:
 
     if architecture not in RESNEXT_ARCHITECTURES:
         raise UserError(f"unknown architecture {architecture!r}; choose one of {', '.join(RESNEXT_ARCHITECTURES)}.")
-
-
-def _claim(output: Path, arguments: dict) -> None:
-    """Notes what a folder of results is for, or checks that it is for the same.
-
-    Raises:
-        UserError: it holds the results of other arguments, or other files.
-    """
-    path = output / "arguments.json"
-    if not path.is_file():
-        if output.exists() and any(output.iterdir()):
-            raise UserError(f"{output} exists and holds no pretraining; choose another --output, or remove it.")
-        output.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(arguments, indent=1))
-        return
-    noted = json.loads(path.read_text())
-    for name, value in arguments.items():
-        if noted.get(name) != value:
-            raise UserError(
-                f"{output} holds a pretraining with {name} {noted.get(name)}, and this one has {value}; choose another "
-                f"--output, or repeat the call that began it. The run's own settings are in {output / 'pretrain.yaml'}."
-            )
 
 
 def _find_vocabulary(

@@ -26,11 +26,14 @@ A study file::
         may_diverge: true             # a loss that is not finite is a result and not the end
     results:
       top1: {stage: probe, file: probe.json, key: top1}
+    labels: {top1: "top-1 accuracy, %"}   # of results and axes, with units, for tables and plots
     report:
       - {kind: scaling, x: num_images, series: backbone, y: top1}
       - {kind: levels, x: noise, baseline: 0, y: top1}
+      - {kind: sweep, x: lr, series: arm, y: AP}    # the best x of each series; higher is better, diverged runs show
       - {kind: comparison, stage: detect, arms: arm, baselines: [scratch], ground_truth: "{world}/val.json",
-         images: "{world}/val", curves: pretrain}   # wsl-d2 compare; a page for each world, its seeds together
+         images: "{world}/val", curves: pretrain}   # wsl-d2 compare; a page for each world, its seeds together; curves
+                                                    # may be left out
 
 In commands ``{folder}`` is the folder of the run, ``{output}`` that of the study, ``{studies}`` the one above it, which
 several studies can share, ``{<stage>}`` that of a needed stage, ``{<axis>}`` a value, and a word ``@<axis>`` stands for
@@ -43,7 +46,7 @@ import itertools
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -56,6 +59,7 @@ _STAGE_KEYS = {"axes", "only", "needs", "command", "environment", "done", "secon
 _REPORT_KEYS = {
     "scaling": {"kind", "x", "series", "y"},
     "levels": {"kind", "x", "baseline", "y"},
+    "sweep": {"kind", "x", "series", "y"},
     "comparison": {"kind", "stage", "arms", "baselines", "ground_truth", "images", "curves"},
 }
 
@@ -144,6 +148,7 @@ class Study:
     stages: dict[str, dict]
     results: dict[str, dict]
     report: list[dict]
+    labels: dict[str, str] = field(default_factory=dict)  # axis or result -> its name and unit on pages
 
     @classmethod
     def load(cls, path: str | Path, select: Mapping[str, Sequence] | None = None) -> Study:
@@ -164,7 +169,7 @@ class Study:
             raise StudyError(f"{path}: not a readable study file ({error}).") from error
         if not isinstance(content, dict):
             raise StudyError(f"{path}: a study file is a mapping with title, axes, stages, results and report.")
-        allowed = {"title", "description", "axes", "select", "stages", "results", "report"}
+        allowed = {"title", "description", "axes", "select", "stages", "results", "labels", "report"}
         if missing := sorted({"title", "axes", "stages", "report"} - content.keys()):
             raise StudyError(f"{path}: {', '.join(missing)} missing.")
         if unknown := sorted(content.keys() - allowed):
@@ -189,6 +194,7 @@ class Study:
             content["stages"],
             content.get("results", {}),
             content["report"],
+            content.get("labels", {}),
         )
         study._check()
         return study
@@ -217,9 +223,11 @@ class Study:
         for name, result in self.results.items():
             if result.keys() != {"stage", "file", "key"} or result["stage"] not in self.stages:
                 refuse(f"result {name} needs stage (one of {', '.join(self.stages)}), file and key.")
+        if unknown := sorted(self.labels.keys() - self.axes.keys() - self.results.keys()):
+            refuse(f"labels: {unknown[0]!r} is no axis or result; there are {_list([*self.axes, *self.results])}.")
         for item in self.report:
             kind = item.get("kind")
-            if kind not in _REPORT_KEYS or item.keys() != _REPORT_KEYS[kind]:
+            if kind not in _REPORT_KEYS or item.keys() | {"curves"} != _REPORT_KEYS[kind] | {"curves"}:
                 refuse(
                     f"report {item}: kind is one of "
                     + "; ".join(f"{k} with {sorted(v)}" for k, v in _REPORT_KEYS.items())
@@ -235,7 +243,15 @@ class Study:
             x, baselines = (
                 (item["arms"], item["baselines"]) if kind == "comparison" else (item["x"], [item.get("baseline")])
             )
-            if kind != "scaling" and (unknown := [value for value in baselines if value not in self.axes[x]]):
+            if kind in ("scaling", "sweep") and not all(
+                isinstance(value, int | float) and value > 0 for value in self.axes[item["x"]]
+            ):
+                refuse(
+                    f"report: {kind} needs an axis of numbers above 0; {item['x']} has {_list(self.axes[item['x']])}."
+                )
+            if kind not in ("scaling", "sweep") and (
+                unknown := [value for value in baselines if value not in self.axes[x]]
+            ):
                 refuse(f"report: baseline {unknown[0]!r} is no value of {x}; there are {_list(self.axes[x])}.")
 
     def cells(self, output: str | Path) -> list[Cell]:

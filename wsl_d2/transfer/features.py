@@ -1,20 +1,22 @@
-"""Features of a frozen backbone over a dataset, extracted once and kept on disk."""
+"""The datasets of a probe, and the features of a frozen backbone over them: in memory, or kept on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Subset
+from detectron2.evaluation import inference_context
 from tqdm import tqdm
 
 from wsl_d2.data import HashtagDataset
-from wsl_d2.data.read.loaders import collate
+from wsl_d2.data.read.loaders import build_hashtag_test_loader, get_hashtag_dataset
+from wsl_d2.data.read.mapper import HashtagMapper
 from wsl_d2.errors import UserError
 from wsl_d2.files import write_atomically
 from wsl_d2.modeling import HashtagClassifier
@@ -24,6 +26,65 @@ _BATCHES_BETWEEN_FLUSHES = 50
 
 class ProbeError(UserError, ValueError):
     """A dataset, backbone or option with which no linear probe is possible."""
+
+
+@dataclass
+class ProbeData:
+    """The two datasets of a probe, with their test mapper.
+
+    Attributes:
+        train, test: of one vocabulary, with one label an image.
+        train_labels, test_labels: (N,) and (M,) int64 in [0, num_classes).
+    """
+
+    train: HashtagDataset
+    test: HashtagDataset
+    train_labels: np.ndarray
+    test_labels: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        return self.train.num_labels
+
+
+def open_probe_data(cfg, train: str, test: str) -> ProbeData:
+    """Opens two registered datasets (``DATASETS.HASHTAG_FOLDERS``) for a probe.
+
+    Raises:
+        ProbeError: a name is not registered, their vocabularies differ, or an image has not exactly one label.
+        ShardError: a dataset cannot be used.
+    """
+    sets, labels = [], []
+    for name in (train, test):
+        try:
+            dataset = get_hashtag_dataset(name)
+        except KeyError as error:
+            known = ", ".join(row[0] for row in cfg.DATASETS.HASHTAG_FOLDERS) or "none"
+            raise ProbeError(
+                f"dataset {name!r} of the probe is not registered; DATASETS.HASHTAG_FOLDERS has {known}."
+            ) from error
+        sets.append(dataset)
+    if sets[0].vocabulary_checksum != sets[1].vocabulary_checksum:
+        raise ProbeError(
+            f"{train} ({sets[0].folder}) and {test} ({sets[1].folder}) have different vocabularies, so their "
+            "labels do not agree; prepare both with the same vocabulary.json."
+        )
+    for dataset in sets:
+        dataset.check_shards()
+        labels.append(_single_labels(dataset))
+        dataset.mapper = HashtagMapper.from_config(cfg, is_train=False)
+    return ProbeData(*sets, *labels)
+
+
+def _single_labels(dataset: HashtagDataset) -> np.ndarray:
+    counts = np.diff(dataset.index.indptr)
+    if (counts != 1).any():
+        row = int(np.flatnonzero(counts != 1)[0])
+        raise ProbeError(
+            f"{dataset.folder}: image {dataset[row]['key']!r} has {counts[row]} labels; a linear probe needs datasets "
+            "with exactly one label an image, such as class folders (`wsl-d2 data from-folders`)."
+        )
+    return dataset.index.labels.astype(np.int64)
 
 
 @dataclass
@@ -58,92 +119,80 @@ def feature_key(dataset: HashtagDataset, weights_sha256: str, settings: dict) ->
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def pooled_features(
+    cfg, model: HashtagClassifier, dataset: HashtagDataset, images: range
+) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """Yields, batch by batch, (n, D) float32 features of images of a dataset, and which of its images are damaged.
+
+    Args:
+        cfg: reads TEST.IMS_PER_BATCH and DATALOADER.
+        model: its ``features`` are taken, "res5" averaged over the image, in evaluation mode.
+        dataset: with a test mapper.
+        images: their numbers, in sequence.
+    """
+    first = images.start
+    with inference_context(model):
+        for batch in build_hashtag_test_loader(cfg, dataset, images):
+            rows = range(first, first + len(batch["keys"]))
+            # In place of an image that cannot be decoded, the loader delivered its neighbour.
+            damaged = [row for row in rows if dataset[row]["skipped"]] if batch["skipped"] else []
+            with torch.inference_mode():
+                values = model.features(batch).float().cpu().numpy()
+            yield values, damaged
+            first = rows.stop
+
+
+def without_damaged(cfg, dataset: HashtagDataset, values: np.ndarray, labels: np.ndarray, damaged: list) -> Features:
+    """Returns the features of a dataset, of all of whose images they are; damaged ones are left out and logged.
+
+    Raises:
+        ProbeError: more of them are damaged than DATALOADER.MAX_DAMAGED_FRACTION allows.
+    """
+    num_images = len(dataset)
+    if damaged:
+        logging.getLogger(__name__).warning(f"{len(damaged)} of {num_images} images of {dataset.folder} are damaged")
+    if len(damaged) > cfg.DATALOADER.MAX_DAMAGED_FRACTION * num_images:
+        raise ProbeError(
+            f"{dataset.folder}: {len(damaged)} of {num_images} images cannot be decoded, more than "
+            f"DATALOADER.MAX_DAMAGED_FRACTION = {cfg.DATALOADER.MAX_DAMAGED_FRACTION} allows; `wsl-d2 data verify` "
+            "lists them."
+        )
+    return Features(values, labels, np.setdiff1d(np.arange(num_images), np.array(damaged, np.int64)))
+
+
 def extract_features(
-    model: HashtagClassifier,
-    dataset: HashtagDataset,
-    folder: str | Path,
-    key: str,
-    *,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    max_damaged_fraction: float = 1e-3,
+    cfg, model: HashtagClassifier, dataset: HashtagDataset, labels: np.ndarray, folder: str | Path, key: str
 ) -> Features:
     """Returns the features of every image, computing what an earlier call with the same key has not.
 
     Args:
-        model: its ``features`` are taken, "res5" averaged over the image.
-        dataset: with a test mapper; every image has exactly one label.
+        cfg, model, dataset: see :func:`pooled_features`.
+        labels: (N,) of the dataset.
         folder: where features are kept, in ``<key>.npy`` and ``<key>.json``.
         key: see :func:`feature_key`.
-        batch_size: images per forward pass.
-        num_workers: processes that decode.
-        max_damaged_fraction: more damaged images than this are an error; fewer are left out and logged.
 
     Raises:
-        ProbeError: an image has not exactly one label, or too many images are damaged.
+        ProbeError: too many images are damaged.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     num_images = len(dataset)
-    device = next(model.parameters()).device
-    dimension = model.backbone.output_shape()["res5"].channels
     progress_path, values_path = folder / f"{key}.json", folder / f"{key}.npy"
     done, damaged = 0, []
     if progress_path.is_file() and values_path.is_file():
         progress = json.loads(progress_path.read_text())
         done, damaged = progress["done"], progress["damaged"]
         values = np.load(values_path, mmap_mode="r+")
-        labels = np.load(folder / f"{key}.labels.npy", mmap_mode="r+")
     else:
-        values = np.lib.format.open_memmap(values_path, mode="w+", dtype=np.float32, shape=(num_images, dimension))
-        labels = np.lib.format.open_memmap(folder / f"{key}.labels.npy", mode="w+", dtype=np.int64, shape=(num_images,))
-
-    def save_progress() -> None:
-        values.flush()
-        labels.flush()
-        write_atomically(progress_path, json.dumps({"done": done, "damaged": damaged}))
-
-    loader: DataLoader = DataLoader(
-        Subset(dataset, range(done, num_images)),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=collate,
-        pin_memory=device.type == "cuda",
-    )
-    model.eval()
-    with torch.inference_mode(), tqdm(total=num_images, initial=done, unit="image", desc="features") as bar:
-        for number, batch in enumerate(loader):
-            rows = slice(done, done + len(batch["keys"]))
-            labels[rows] = _single_labels(batch)
-            values[rows] = model.features(batch).float().cpu().numpy()
-            if batch["skipped"]:
-                damaged += _damaged_rows(dataset, rows)
-            done = rows.stop
-            bar.update(len(batch["keys"]))
+        shape = num_images, model.backbone.output_shape()["res5"].channels
+        values = np.lib.format.open_memmap(values_path, mode="w+", dtype=np.float32, shape=shape)
+    with tqdm(total=num_images, initial=done, unit="image", desc="features") as bar:
+        for number, (part, damaged_part) in enumerate(pooled_features(cfg, model, dataset, range(done, num_images))):
+            values[done : done + len(part)] = part
+            damaged += damaged_part
+            done += len(part)
+            bar.update(len(part))
             if number % _BATCHES_BETWEEN_FLUSHES == 0 or done == num_images:
-                save_progress()
-    if damaged:
-        logging.getLogger(__name__).warning(f"{len(damaged)} of {num_images} images of {dataset.folder} are damaged")
-    if len(damaged) > max_damaged_fraction * num_images:
-        raise ProbeError(
-            f"{dataset.folder}: {len(damaged)} of {num_images} images cannot be decoded, more than "
-            f"DATALOADER.MAX_DAMAGED_FRACTION = {max_damaged_fraction} allows; `wsl-d2 data verify` lists them."
-        )
-    kept = np.setdiff1d(np.arange(num_images), np.array(damaged, np.int64))
-    return Features(values, np.asarray(labels), kept)
-
-
-def _single_labels(batch: dict) -> np.ndarray:
-    counts = np.bincount(batch["image_index"].numpy(), minlength=len(batch["keys"]))
-    if (counts != 1).any():
-        row = int(np.flatnonzero(counts != 1)[0])
-        raise ProbeError(
-            f"image {batch['keys'][row]!r} has {counts[row]} labels; a linear probe needs datasets with exactly one "
-            "label an image, such as class folders (`wsl-d2 data from-folders`)."
-        )
-    return batch["labels"].numpy()
-
-
-def _damaged_rows(dataset: HashtagDataset, rows: slice) -> list[int]:
-    """The images of a range that cannot be decoded (the loader delivered their neighbours in their place)."""
-    return [row for row in range(rows.start, rows.stop) if dataset[row]["skipped"]]
+                values.flush()
+                write_atomically(progress_path, json.dumps({"done": done, "damaged": damaged}))
+    return without_damaged(cfg, dataset, values, labels, damaged)

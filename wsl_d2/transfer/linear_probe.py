@@ -7,17 +7,21 @@ held-out part of the *training* images, then once more on all of them, and judge
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from wsl_d2.transfer.features import ProbeError
+from wsl_d2.transfer.features import Features, ProbeError
 from wsl_d2.transfer.logistic_regression import CentredFeatures, LogisticRegression, fit_logistic_regression
 
 # Strengths tried, of the mean objective; features are scaled to unit variance on average before.
 L2_GRID = tuple(10.0**exponent for exponent in range(-8, 2))
+HELD_OUT_FRACTION = 0.1  # of the training images of each class, to choose the strength by
+_TOLERANCE_OF_PATH = 1e-6  # of the objective, in fits that only choose a strength
+_STANDARD_ERRORS = 3.0  # by which a strength is worse than the best before weaker ones are left out
 
 
 @dataclass
@@ -29,7 +33,7 @@ class ProbeResult:
         per_class_top1: (C,) percent; NaN for a class without test images.
         correct: (N,) bool, whether each test image's label got the highest score.
         l2: the strength chosen.
-        held_out_top1: strength -> percent on the held-out part of the training images.
+        held_out_top1: strength -> percent on the held-out part of the training images, of the strengths tried.
         classifier: fitted to all training images.
         num_train, num_test: images.
     """
@@ -104,28 +108,53 @@ def choose_l2(
     num_classes: int,
     *,
     grid: Sequence[float] = L2_GRID,
-    held_out_fraction: float = 0.1,
+    held_out_fraction: float = HELD_OUT_FRACTION,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> tuple[float, dict[float, float]]:
     """Chooses the strength with the highest top-1 on held-out training images; of equal ones the strongest.
 
+    Strengths are tried from strong to weak, until one is worse than the best by more than three standard errors of
+    their difference: the weak ones beyond an optimum fit the training images ever closer, at ever greater cost.
+
     Returns:
-        (the strength, strength -> held-out top-1 in percent). A warning is logged when the best is at an end of the
-        grid.
+        (the strength, strength -> held-out top-1 in percent of those tried). A warning is logged when the best is at
+        an end of the grid.
     """
+    best, accuracy = _fit_path(features, labels, num_classes, grid, held_out_fraction, seed, device)
+    return best.l2, accuracy
+
+
+def _fit_path(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    grid: Sequence[float],
+    held_out_fraction: float,
+    seed: int,
+    device: str | torch.device,
+) -> tuple[LogisticRegression, dict[float, float]]:
+    """See :func:`choose_l2`; returns the classifier of the strength chosen, fitted to all but the held-out images."""
     fitting, held_out = split_held_out(labels, held_out_fraction, seed)
     centred = CentredFeatures(features[fitting], device)
     accuracy: dict[float, float] = {}
-    previous = None
-    for l2 in sorted(grid, reverse=True):  # from strong to weak, each started at the last: a path of solutions
-        previous = fit_logistic_regression(centred, labels[fitting], num_classes, l2, init=previous)
-        hits = top_k_hits(previous.scores(features[held_out]), labels[held_out], 1)
+    best = fitted = None
+    best_hits = np.zeros(len(held_out), bool)
+    for l2 in sorted(grid, reverse=True):  # each started at the last: a path of solutions
+        fitted = fit_logistic_regression(
+            centred, labels[fitting], num_classes, l2, init=fitted, tolerance=_TOLERANCE_OF_PATH
+        )
+        hits = top_k_hits(fitted.scores(features[held_out]), labels[held_out], 1)
         accuracy[l2] = 100.0 * float(hits.mean())
-    best = max(accuracy, key=lambda l2: (accuracy[l2], l2))
-    if len(accuracy) > 1 and best in (min(accuracy), max(accuracy)):
+        lost, won = int((best_hits & ~hits).sum()), int((hits & ~best_hits).sum())
+        if best is None or won > lost:
+            best, best_hits = fitted, hits
+        elif lost - won > _STANDARD_ERRORS * math.sqrt(lost + won):
+            break
+    assert best is not None
+    if len(grid) > 1 and best.l2 in (min(grid), max(grid)):
         logging.getLogger(__name__).warning(
-            f"the best l2, {best:g}, is at an end of the grid {min(accuracy):g} to {max(accuracy):g}; widen it."
+            f"the best l2, {best.l2:g}, is at an end of the grid {min(grid):g} to {max(grid):g}; widen it."
         )
     return best, accuracy
 
@@ -139,7 +168,7 @@ def linear_probe(
     *,
     l2: float | None = None,
     grid: Sequence[float] = L2_GRID,
-    held_out_fraction: float = 0.1,
+    held_out_fraction: float = HELD_OUT_FRACTION,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> ProbeResult:
@@ -167,11 +196,11 @@ def linear_probe(
     train = ((train_features - mean) / spread).astype(np.float32)
     test = ((test_features - mean) / spread).astype(np.float32)
     held_out: dict[float, float] = {}
+    start = None
     if l2 is None:
-        l2, held_out = choose_l2(
-            train, train_labels, num_classes, grid=grid, held_out_fraction=held_out_fraction, seed=seed, device=device
-        )
-    classifier = fit_logistic_regression(train, train_labels, num_classes, l2, device=device)
+        start, held_out = _fit_path(train, train_labels, num_classes, grid, held_out_fraction, seed, device)
+        l2 = start.l2
+    classifier = fit_logistic_regression(train, train_labels, num_classes, l2, init=start, device=device)
     scores = classifier.scores(test)
     correct = top_k_hits(scores, test_labels, 1)
     num_images = np.bincount(test_labels, minlength=num_classes)
@@ -188,3 +217,42 @@ def linear_probe(
         num_train=len(train_labels),
         num_test=len(test_labels),
     )
+
+
+def probe_features(
+    train: Features,
+    test: Features,
+    num_classes: int,
+    *,
+    l2: float | None = None,
+    grid: Sequence[float] = L2_GRID,
+    held_out_fraction: float = HELD_OUT_FRACTION,
+    shots: Sequence[int] = (),
+    num_seeds: int = 5,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> tuple[ProbeResult, dict[int, list[float]]]:
+    """The linear probe of extracted features; few shots take the strength of the whole training set.
+
+    Args:
+        train, test: of all images.
+        shots: numbers of training images a class for further probes, each drawn ``num_seeds`` times.
+        l2, grid, held_out_fraction, seed, device: see :func:`linear_probe`.
+
+    Returns:
+        (of all training images, shots -> top-1 in percent of each draw).
+
+    Raises:
+        ProbeError: too few images, of a class or in all.
+    """
+    fit, judge = ((part.values[part.kept], part.labels[part.kept]) for part in (train, test))
+    options = {"grid": grid, "held_out_fraction": held_out_fraction, "seed": seed, "device": device}
+    result = linear_probe(*fit, *judge, num_classes, l2=l2, **options)  # type: ignore[arg-type]
+    few_shot: dict[int, list[float]] = {}
+    for number in shots:
+        draws = [few_shot_rows(fit[1], number, seed + draw) for draw in range(num_seeds)]
+        few_shot[number] = [
+            linear_probe(fit[0][rows], fit[1][rows], *judge, num_classes, l2=result.l2, device=device).top1
+            for rows in draws
+        ]
+    return result, few_shot

@@ -17,12 +17,10 @@ from scipy import stats
 
 from wsl_d2.checkpoint import load_backbone
 from wsl_d2.data import HashtagDataset, register_datasets
-from wsl_d2.data.read.loaders import get_hashtag_dataset
-from wsl_d2.data.read.mapper import HashtagMapper
 from wsl_d2.files import sha256_of, write_atomically
 from wsl_d2.hashtags import Vocabulary
-from wsl_d2.transfer.features import Features, ProbeError, extract_features, feature_key
-from wsl_d2.transfer.linear_probe import L2_GRID, few_shot_rows, linear_probe
+from wsl_d2.transfer.features import Features, ProbeError, extract_features, feature_key, open_probe_data
+from wsl_d2.transfer.linear_probe import HELD_OUT_FRACTION, L2_GRID, probe_features
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ def probe_backbone(
     *,
     l2: float | None = None,
     grid: Sequence[float] = L2_GRID,
-    held_out_fraction: float = 0.1,
+    held_out_fraction: float = HELD_OUT_FRACTION,
     shots: Sequence[int] = (),
     num_seeds: int = 5,
     seed: int = 0,
@@ -68,31 +66,30 @@ def probe_backbone(
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         raise ProbeError("MODEL.DEVICE is 'cuda', but no GPU can be used; add `MODEL.DEVICE cpu` to the command.")
     register_datasets(cfg)
-    train_set, test_set = get_hashtag_dataset(train), get_hashtag_dataset(test)
-    if train_set.vocabulary_checksum != test_set.vocabulary_checksum:
-        raise ProbeError(
-            f"{train} ({train_set.folder}) and {test} ({test_set.folder}) have different vocabularies, so their "
-            "labels do not agree; prepare both with the same vocabulary.json."
-        )
-    cfg.MODEL.HASHTAG_CLASSIFIER.NUM_CLASSES = train_set.num_labels
+    data = open_probe_data(cfg, train, test)
+    cfg.MODEL.HASHTAG_CLASSIFIER.NUM_CLASSES = data.num_classes
     cfg.freeze()
-    model = build_model(cfg)
+    model = build_model(cfg).to(memory_format=torch.channels_last)  # as in pretraining
     path = PathManager.get_local_path(weights)
     load_backbone(model, path, cfg)
-    parts = [_features(cfg, model, path, dataset, output / "features") for dataset in (train_set, test_set)]
-    fit, judge = ((part.values[part.kept], part.labels[part.kept]) for part in parts)
-    num_classes = train_set.num_labels
-    options = {"grid": grid, "held_out_fraction": held_out_fraction, "seed": seed, "device": cfg.MODEL.DEVICE}
-    result = linear_probe(*fit, *judge, num_classes, l2=l2, **options)  # type: ignore[arg-type]
+    folder = output / "features"
+    fitted = _features(cfg, model, path, data.train, data.train_labels, folder)
+    judged = _features(cfg, model, path, data.test, data.test_labels, folder)
+    result, draws = probe_features(
+        fitted,
+        judged,
+        data.num_classes,
+        l2=l2,
+        grid=grid,
+        held_out_fraction=held_out_fraction,
+        shots=shots,
+        num_seeds=num_seeds,
+        seed=seed,
+        device=cfg.MODEL.DEVICE,
+    )
     logger.info(f"top-1 {result.top1:.2f}, top-5 {result.top5:.2f} with l2 {result.l2:g}")
-
     few_shot = []
-    for number in shots:
-        top1 = []
-        for draw in range(num_seeds):
-            rows = few_shot_rows(fit[1], number, seed + draw)
-            probe = linear_probe(fit[0][rows], fit[1][rows], *judge, num_classes, l2=result.l2, device=cfg.MODEL.DEVICE)
-            top1.append(probe.top1)
+    for number, top1 in draws.items():
         spread = float(np.std(top1, ddof=1)) if num_seeds > 1 else math.nan
         width = float(stats.t.ppf(0.975, num_seeds - 1)) * spread / math.sqrt(num_seeds) if num_seeds > 1 else math.nan
         few_shot.append({"shots": number, "top1": top1, "top1_mean": float(np.mean(top1)), "top1_half_width": width})
@@ -107,7 +104,7 @@ def probe_backbone(
         "architecture": cfg.MODEL.BACKBONE.NAME,
         "num_train": result.num_train,
         "num_test": result.num_test,
-        "num_damaged": sum(len(part.labels) - len(part.kept) for part in parts),
+        "num_damaged": sum(len(part.labels) - len(part.kept) for part in (fitted, judged)),
         "top1": result.top1,
         "top1_half_width": 196 * math.sqrt(share * (1 - share) / result.num_test),
         "top5": result.top5,
@@ -118,7 +115,7 @@ def probe_backbone(
         "few_shot": few_shot,
         "seed": seed,
     }
-    classes = _classes(train_set, result.per_class_top1, judge[1])
+    classes = _classes(data.train, result.per_class_top1, judged.labels[judged.kept])
     with open(output / "classes.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(classes[0]))
         writer.writeheader()
@@ -127,23 +124,14 @@ def probe_backbone(
     return record, classes
 
 
-def _features(cfg, model, weights_path: str, dataset: HashtagDataset, folder: Path) -> Features:
-    dataset.mapper = HashtagMapper.from_config(cfg, is_train=False)
-    dataset.check_shards()
+def _features(cfg, model, weights_path: str, dataset: HashtagDataset, labels: np.ndarray, folder: Path) -> Features:
     settings = {
         "backbone": cfg.MODEL.BACKBONE.NAME,
         "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
         "pixel_std": list(cfg.MODEL.PIXEL_STD),
     }
-    return extract_features(
-        model,
-        dataset,
-        folder,
-        feature_key(dataset, sha256_of(weights_path), settings),
-        batch_size=cfg.TEST.IMS_PER_BATCH,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        max_damaged_fraction=cfg.DATALOADER.MAX_DAMAGED_FRACTION,
-    )
+    key = feature_key(dataset, sha256_of(weights_path), settings)
+    return extract_features(cfg, model, dataset, labels, folder, key)
 
 
 def _classes(dataset: HashtagDataset, per_class_top1: np.ndarray, test_labels: np.ndarray) -> list[dict]:

@@ -48,8 +48,6 @@ def test_an_epoch_holds_every_image_as_often_as_its_factor_says(plan):
     sampler = make(plan)
     index = random_index(sum(plan["sizes"]))
     factors = image_repeat_factors(index, 0.3, plan["mode"])
-    if plan["mode"] == "inverse_sqrt":
-        factors *= len(factors) / factors.sum()
     assert sampler.epoch_length == max(1, round(factors.sum()))
     draws = take(sampler, 3 * sampler.epoch_length)
     scaled = factors * sampler.epoch_length / factors.sum()
@@ -135,18 +133,6 @@ def test_totals_and_distribution_are_those_of_the_images(mode):
     per_label = np.bincount(index.labels, weights=np.repeat(factors, np.diff(index.indptr)), minlength=12)
     np.testing.assert_allclose(found.draws, per_label * scale, rtol=1e-6)
     assert shard_totals(split_index(index, sizes), np.full(12, 1 << 20)).tolist() == [s << 20 for s in sizes]
-
-
-def test_inverse_sqrt_draws_images_in_proportion_to_the_root_of_their_rarity():
-    index = random_index(400, seed=1)
-    sampler = HashtagSampler(index, mode="inverse_sqrt", seed=0, batch_size=1)
-    assert sampler.epoch_length == 400
-    counts = np.bincount(take(sampler, 400 * 200), minlength=400)
-    rarest = np.minimum.reduceat(index.hashtag_counts()[index.labels], index.indptr[:-1])
-    expected = rarest**-0.5 / (rarest**-0.5).sum() * 400
-    deviation = np.sqrt(200 * (expected % 1) * (1 - expected % 1))  # floor or ceil in each of 200 epochs
-    assert (np.abs(counts - 200 * expected) < 5 * deviation + 1).all()
-    assert counts.min() < 200 < counts.max()
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,21 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.data.detection_utils import read_image
+from odd_images import exif_bytes
+from PIL import Image
 from toy_data import jpeg
 from toy_detections import random_detections, random_keypoints, random_world
 
 from wsl_d2 import add_wsl_config
 from wsl_d2.coco import CocoError
 from wsl_d2.data import register_coco_dataset
-from wsl_d2.data.read.detection import build_resumable_detection_train_loader, load_coco_dataset
+from wsl_d2.data.read.detection import as_8_bits, build_resumable_detection_train_loader, load_coco_dataset
 
 
 @pytest.fixture()
@@ -115,7 +119,7 @@ def without_masks(world, number):
 @pytest.mark.parametrize(
     "change, changes, message",
     [
-        (None, {"MODEL__ROI_HEADS__NUM_CLASSES": 3}, "ROI_HEADS.NUM_CLASSES is 3, but toy_train has 4 categories"),
+        (None, {"MODEL__ROI_HEADS__NUM_CLASSES": 3}, "toy_train: MODEL.ROI_HEADS.NUM_CLASSES is 3, but .* 4 cat"),
         (None, {"MODEL__ROI_HEADS__NUM_CLASSES": 80}, r"\(class1, class2, class3, class4\); set it to 4"),
         (None, {"MODEL__META_ARCHITECTURE": "RetinaNet"}, "RETINANET.NUM_CLASSES is 80"),
         (lambda w: without_masks(w, 2), {"MODEL__MASK_ON": True}, "MODEL.MASK_ON is True, but 2 of the .* no mask"),
@@ -138,3 +142,21 @@ def test_boxes_alone_train_without_masks(tmp_path, register):
         (tmp_path / row["file_name"]).write_bytes(jpeg(row["id"], (row["width"], row["height"])))
     batch = next(iter(build_resumable_detection_train_loader(config(register(copy.deepcopy(world))))))
     assert len(batch) == 2 and not batch[0]["instances"].has("gt_masks") and len(batch[0]["instances"])
+
+
+def test_16_bits_are_scaled_as_in_pretraining(tmp_path, register):
+    world = random_world(1, num_images=2)
+    values = np.linspace(0, 65535, 240 * 240).round().astype(np.uint16).reshape(240, 240)
+    for row in world["images"]:
+        row["file_name"] = f"{row['id']}.png"
+        Image.fromarray(values).save(tmp_path / row["file_name"], exif=exif_bytes(3))
+    upright = values[::-1, ::-1]
+    with as_8_bits(tmp_path / "1.png") as path:
+        assert (read_image(path, "BGR") == np.round(upright / 257).astype(np.uint8)[:, :, None]).all()
+    (tmp_path / "toy.jpg").write_bytes(jpeg(0))
+    with as_8_bits(tmp_path / "toy.jpg") as path:
+        assert path == str(tmp_path / "toy.jpg")
+    cfg = config(register(world), INPUT__MIN_SIZE_TRAIN=(240,), INPUT__RANDOM_FLIP="none", SOLVER__IMS_PER_BATCH=1)
+    (image,) = next(iter(build_resumable_detection_train_loader(cfg)))
+    assert image["file_name"].endswith(".png")
+    assert (np.abs(image["image"].numpy().astype(int) - upright / 257) <= 1).all()

@@ -9,6 +9,7 @@ vocabulary.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,15 +104,16 @@ def label_index(index: ShardIndex, vocabulary: Vocabulary, hashtags_column: str 
         )
     column = index.hashtags[hashtags_column]
     n = len(index.keys)
-    found = [vocabulary.labels([name]) for name in column.names]
+    mapped = vocabulary.mapping.map
+    found = [mapped(name).labels for name in column.names]
     count = np.array([len(labels) for labels in found], np.int64)
     start = np.cumsum(count) - count
-    flat = np.concatenate([np.zeros(0, np.int64), *found])
+    flat = np.fromiter(itertools.chain.from_iterable(found), np.int64)
     image = np.repeat(np.arange(n), np.diff(column.indptr))  # of each entry
     repeats = count[column.codes] if len(column.codes) else count[:0]
     within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
     label = flat[np.repeat(start[column.codes] if len(column.codes) else start[:0], repeats) + within]
-    pairs = np.unique(np.repeat(image, repeats) * len(vocabulary) + label)
+    pairs = sorted_unique(np.repeat(image, repeats) * len(vocabulary) + label)
     image, label = np.divmod(pairs, len(vocabulary))
     per_image = np.bincount(image, minlength=n)
     rows = np.flatnonzero(per_image).astype(np.int32)
@@ -124,6 +126,12 @@ def label_index(index: ShardIndex, vocabulary: Vocabulary, hashtags_column: str 
         hashtags_column=hashtags_column,
         tar_sha256=index.tar_sha256,
     )
+
+
+def sorted_unique(numbers: np.ndarray) -> np.ndarray:
+    """Returns the different ones of (n,) integers of 0 or more, ascending; np.unique is ten times slower."""
+    numbers = np.sort(numbers)
+    return numbers[np.diff(numbers, prepend=-1) > 0] if len(numbers) else numbers
 
 
 def select_images(labels: ShardLabels, chosen: np.ndarray) -> ShardLabels:

@@ -2,8 +2,7 @@
 
 Same form as Detectron2's ``RepeatFactorTrainingSampler``: r(h) = max(1, phi(t / f(h))) with phi the square root
 ("sqrt") or the identity ("uniform"), f(h) the fraction of images with hashtag h, and r(I) the largest r(h) over
-the hashtags of image I. "inverse_sqrt" has no threshold: r(h) is in proportion to f(h) ** -0.5, and an epoch has as
-many draws as there are images, so that images of frequent hashtags come less than once.
+the hashtags of image I.
 
 For order and sums, repeat factors are integers in units of 1 / ONE: exact, whatever the order of adding them.
 """
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from wsl_d2.data.format.labels import HashtagIndex, ShardedIndex
 
-MODES = ("natural", "sqrt", "uniform", "inverse_sqrt")
+MODES = ("natural", "sqrt", "uniform")
 ONE = 1 << 20
 _READERS = 8
 _SHARDS_AT_ONCE = 256
@@ -31,7 +30,7 @@ def repeat_factors(hashtag_frequency: np.ndarray, threshold: float, mode: str) -
         hashtag_frequency: (C,) fraction of images carrying each hashtag, in [0, 1]. A hashtag that never occurs
             gets the factor 1.
         threshold: t, the frequency below which images are repeated; of modes "sqrt" and "uniform".
-        mode: "natural" (all 1), "sqrt", "uniform" or "inverse_sqrt" (up to a common factor).
+        mode: "natural" (all 1), "sqrt" or "uniform".
 
     Returns:
         (C,) float64, each at least 1.
@@ -46,8 +45,6 @@ def repeat_factors(hashtag_frequency: np.ndarray, threshold: float, mode: str) -
         raise ValueError(f"hashtag frequencies are fractions in [0, 1], got {frequency.min()} to {frequency.max()}.")
     if mode == "natural":
         return np.ones_like(frequency)
-    if mode == "inverse_sqrt":
-        threshold = 1.0
     if not 0 < threshold <= 1:
         raise ValueError(f"DATALOADER.RESAMPLING.THRESHOLD is a fraction of images in (0, 1], got {threshold}.")
     ratio = np.divide(threshold, frequency, out=np.zeros_like(frequency), where=frequency > 0)
@@ -106,7 +103,7 @@ def epoch_distribution(index: HashtagIndex | ShardedIndex, threshold: float, mod
     per_hashtag = fixed_point(repeat_factors(index.hashtag_counts() / index.num_images, threshold, mode))
     totals, draws = _sum_up(index, per_hashtag)
     total = int(totals.sum())
-    length = index.num_images if mode == "inverse_sqrt" else max(1, round(total / ONE))
+    length = max(1, round(total / ONE))
     return EpochDistribution(totals, length, draws * (length * ONE / total))
 
 

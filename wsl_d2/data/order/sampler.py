@@ -84,7 +84,6 @@ class DrawOrder:
     Args:
         totals: (S,) int64, sum of the repeat factors of each shard's images, in units of 1 / ONE.
         seed: a non-negative integer.
-        length: L, draws in an epoch; the rounded sum of the repeat factors if None.
         window_shards: shards whose images are mixed; 0 mixes all.
         streams: equal parts of each batch that read different shards: the draws of an epoch are cut into that many
             runs of consecutive shards. A process then reads the shards of its own streams, mostly.
@@ -99,7 +98,6 @@ class DrawOrder:
         totals: np.ndarray,
         *,
         seed: int,
-        length: int | None = None,
         window_shards: int = 0,
         streams: int = 1,
         batch_size: int = 1,
@@ -114,7 +112,7 @@ class DrawOrder:
             )
         self.ends = np.cumsum(totals, dtype=np.int64)  # of each shard's stretch
         self.total = int(self.ends[-1])
-        self.length = max(1, round(self.total / ONE)) if length is None else length
+        self.length = max(1, round(self.total / ONE))
         self.seed = seed
         self.window_shards = window_shards if window_shards < len(totals) else 0
         self.streams = streams
@@ -279,7 +277,6 @@ class PositionSampler:
         rank: int = 0,
         world_size: int = 1,
         start_iteration: int = 0,
-        length: int | None = None,
         window_shards: int = 0,
         streams: int = 1,
     ) -> None:
@@ -302,7 +299,6 @@ class PositionSampler:
         self._order = DrawOrder(
             images.totals,
             seed=seed,
-            length=length,
             window_shards=window_shards,
             streams=streams,
             batch_size=batch_size,
@@ -387,5 +383,4 @@ class HashtagSampler(PositionSampler):
                     largest_factors(*index.labels_of(shard), per_hashtag) for shard in range(len(index.first_image) - 1)
                 ]
                 images = _ImagesInMemory(np.concatenate(factors), index.first_image)
-        length = index.num_images if mode == "inverse_sqrt" else None
-        self._start(images, index.num_images, length=length, window_shards=window_shards, **kwargs)
+        self._start(images, index.num_images, window_shards=window_shards, **kwargs)

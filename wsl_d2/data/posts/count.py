@@ -2,10 +2,12 @@
 
 The work is cut into parts: a file, or a range of row groups of a large Parquet file. `count_part` is a pure function
 from a part to its files, so results do not depend on who runs it, and a restart does only the parts that are missing.
+The counts of the parts are merged in a tree; no process holds more than a chunk and some ranges of hashtags, however
+many different ones there are.
 
 A folder of results::
 
-    counts/part-000000.parquet       hashtag as people wrote it, without '#'; images
+    counts/part-000000.parquet       hashtag as people wrote it, without '#', sorted; images
     rejected/part-000000.jsonl       file, row, reason and beginning of rows that could not be used
     parts/part-000000.json           the part's account, and the checksums of its files; written last
     hashtag_counts.tsv               over all parts, the most frequent first; for building vocabularies
@@ -16,10 +18,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import numpy as np
@@ -27,13 +31,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from wsl_d2.data.format.labels import sorted_unique
+from wsl_d2.data.posts.merge import COUNTS_SCHEMA, merge_counts, merge_files, read_most_frequent_first, write_counts
 from wsl_d2.data.posts.readers import Chunk, PostsError, detect_post_format, read_posts
 from wsl_d2.data.runner import run_parts
 from wsl_d2.files import open_atomically, sha256_of, write_atomically
 
 FORMAT_VERSION = 2
 _PART_ROWS = 1_000_000  # of a Parquet file
-_SCHEMA = pa.schema([("hashtag", pa.large_string()), ("images", pa.int64())])
+_ROWS_IN_MEMORY = 2_000_000  # different hashtags of a part; beyond, they go to files
+_MERGED_AT_ONCE = 16  # files
 _NOT_POSTS = ("_stats.json",)  # what img2dataset leaves beside its tars; so it does tables of the same names as them
 
 
@@ -145,8 +152,10 @@ def count_part(counting: _Counting, part: Part) -> dict[str, Any] | str:
     rows: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    lines: list[str] = []
-    counts = _SCHEMA.empty_table()
+    for folder in ("counts", "rejected", "parts"):
+        (output / folder).mkdir(exist_ok=True)
+    files = {f"counts/{part.name}.parquet": output / "counts" / f"{part.name}.parquet"}
+    rejected = output / "rejected" / f"{part.name}.jsonl"
     chunks = read_posts(
         part.path,
         part.format,
@@ -155,7 +164,8 @@ def count_part(counting: _Counting, part: Part) -> dict[str, Any] | str:
         options.caption_column,
         (part.first, part.last) if part.format == "parquet" else None,
     )
-    try:
+
+    def count_chunks(lines: IO[bytes]) -> Iterator[pa.Table]:
         for chunk in chunks:
             rows["rows"] += chunk.num_rows
             rows["posts"] += len(chunk.keys)
@@ -164,18 +174,18 @@ def count_part(counting: _Counting, part: Part) -> dict[str, Any] | str:
             for row, reason, raw in chunk.rejected:
                 reasons[reason] += 1
                 line = {"file": part.path, "row": row, "reason": reason, "beginning": raw}
-                lines.append(json.dumps(line) + "\n")
-            counts = merge_counts([counts, count_chunk(chunk)])
+                lines.write(json.dumps(line).encode() + b"\n")
+            yield count_chunk(chunk)
+
+    try:
+        with open_atomically(rejected) as lines:
+            _write_sum(count_chunks(lines), files[f"counts/{part.name}.parquet"])
     except PostsError as error:
         return str(error)
-    for folder in ("counts", "rejected", "parts"):
-        (output / folder).mkdir(exist_ok=True)
-    files = {f"counts/{part.name}.parquet": output / "counts" / f"{part.name}.parquet"}
-    with open_atomically(files[f"counts/{part.name}.parquet"]) as file:
-        pq.write_table(counts, file, compression="zstd", store_schema=False)
-    if lines:
-        files[f"rejected/{part.name}.jsonl"] = output / "rejected" / f"{part.name}.jsonl"
-        write_atomically(files[f"rejected/{part.name}.jsonl"], "".join(lines))
+    if reasons:
+        files[f"rejected/{part.name}.jsonl"] = rejected
+    else:
+        rejected.unlink()
     account = {
         "identity": identity,
         **{name: rows[name] for name in ("rows", "posts", "hashtags")},
@@ -196,20 +206,35 @@ def count_chunk(chunk: Chunk) -> pa.Table:
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
     code = names.indices.to_numpy(zero_copy_only=False)[encoded.indices.to_numpy(zero_copy_only=False)]
     span = max(1, len(names.dictionary))
-    pairs = np.unique(np.repeat(np.arange(len(lists)), lengths) * span + code)
+    pairs = sorted_unique(np.repeat(np.arange(len(lists)), lengths) * span + code)
     images = np.bincount(pairs % span, minlength=span)[: len(names.dictionary)]
     found = names.dictionary.cast(pa.large_string())
-    table = pa.Table.from_arrays([found, pa.array(images, pa.int64())], schema=_SCHEMA)
+    table = pa.Table.from_arrays([found, pa.array(images, pa.int64())], schema=COUNTS_SCHEMA)
     return table.filter(pc.not_equal(table.column("hashtag"), "")).sort_by("hashtag")
 
 
-def merge_counts(tables: list[pa.Table]) -> pa.Table:
-    """Returns the sums over tables of (hashtag, images), sorted by hashtag."""
-    everything = pa.concat_tables(tables)
-    if not len(everything):
-        return everything
-    summed = everything.group_by("hashtag").aggregate([("images", "sum")]).rename_columns(["hashtag", "images"])
-    return summed.select(["hashtag", "images"]).cast(_SCHEMA).sort_by("hashtag")
+def _write_sum(tables: Iterable[pa.Table], path: Path) -> None:
+    """Writes the sums over tables of counts; more different hashtags than fit into memory go through files."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.stem}.partial-") as folder:
+        spilled: list[Path] = []
+        held: list[pa.Table] = []
+
+        def spill() -> None:
+            spilled.append(Path(folder) / f"{len(spilled)}.parquet")
+            write_counts([merge_counts(held)], spilled[-1])
+            held.clear()
+
+        for table in tables:
+            held.append(table)
+            if sum(map(len, held)) > _ROWS_IN_MEMORY:
+                held[:] = [merge_counts(held)]
+                if len(held[0]) > _ROWS_IN_MEMORY // 2:
+                    spill()
+        if spilled:
+            spill()
+            merge_files(spilled, path)
+        else:
+            write_counts([merge_counts(held)], path)
 
 
 def _identity(options: CountOptions) -> dict[str, Any]:
@@ -259,7 +284,7 @@ def count_hashtags(
             f"{len(problems)} of {len(parts)} parts could not be read, the others are kept in {output}: "
             + "; ".join(sorted(problems)[:5])
         )
-    return _finish(output, accounts, options)
+    return _finish(output, accounts, options, workers)
 
 
 def _check_plan(output: Path, plan: dict[str, Any]) -> None:
@@ -283,7 +308,7 @@ def _check_plan(output: Path, plan: dict[str, Any]) -> None:
         )
 
 
-def _finish(output: Path, accounts: list[dict[str, Any]], options: CountOptions) -> dict[str, Any]:
+def _finish(output: Path, accounts: list[dict[str, Any]], options: CountOptions, workers: int) -> dict[str, Any]:
     def total(name: str) -> dict[str, int]:
         everything: Counter[str] = Counter()
         for account in accounts:
@@ -309,15 +334,36 @@ def _finish(output: Path, accounts: list[dict[str, Any]], options: CountOptions)
             + (f" ({reasons})" if reasons else "")
             + ". Choose the right one with --hashtags-column or --caption-column."
         )
-    counts = _SCHEMA.empty_table()
-    for account in accounts:
-        for name in account["files"]:
-            if name.startswith("counts/"):
-                counts = merge_counts([counts, pq.read_table(output / name).cast(_SCHEMA)])
-    counts = counts.sort_by([("images", "descending"), ("hashtag", "ascending")])
+    parts = [output / name for account in accounts for name in account["files"] if name.startswith("counts/")]
+    merged = _merge_parts(parts, output / "merged", workers)
+    distinct = 0
     with open_atomically(output / "hashtag_counts.tsv") as file:
-        for batch in counts.to_batches(100_000):
-            rows = zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True)
+        for table in read_most_frequent_first(merged):
+            distinct += len(table)
+            rows = zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True)
             file.write("".join(f"{name}\t{count}\n" for name, count in rows).encode())
-    write_atomically(output / "manifest.json", json.dumps(manifest | {"distinct": len(counts)}, indent=1) + "\n")
-    return manifest | {"distinct": len(counts)}
+    manifest["distinct"] = distinct
+    write_atomically(output / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    shutil.rmtree(output / "merged", ignore_errors=True)
+    for left in list(output.rglob("*.partial-*")):  # by processes that were killed
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return manifest
+
+
+def _merge_parts(files: list[Path], folder: Path, workers: int) -> Path:
+    """Merges files of counts in a tree, in which every node is a file that a restart finds; returns the last one."""
+    level = 0
+    while len(files) > 1:
+        folder.mkdir(exist_ok=True)
+        groups = [files[first : first + _MERGED_AT_ONCE] for first in range(0, len(files), _MERGED_AT_ONCE)]
+        nodes = [(group, folder / f"level-{level}-{i:06d}.parquet") for i, group in enumerate(groups)]
+        for _ in run_parts(_merge_node, nodes, None, workers=min(workers, len(nodes)), unit="merge", total=len(nodes)):
+            pass
+        files, level = [path for _, path in nodes], level + 1
+    return files[0]
+
+
+def _merge_node(_: None, node: tuple[list[Path], Path]) -> None:
+    files, path = node
+    if not path.exists():
+        merge_files(files, path)

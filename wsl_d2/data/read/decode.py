@@ -87,10 +87,11 @@ def open_image(data: bytes) -> EncodedImage:
         raise DamagedImageError("truncated" if _is_truncated(data) else "bad header", str(error)) from error
     if image.width * image.height > MAX_IMAGE_PIXELS:
         raise DamagedImageError("too large", f"{image.width} x {image.height} pixels, allowed are {MAX_IMAGE_PIXELS}")
-    return EncodedImage(data, image, _orientation(image))
+    return EncodedImage(data, image, exif_orientation(image))
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
+    """Returns EXIF's orientation, 1 to 8; 1 where there is none or it cannot be read."""
     if "exif" not in image.info and "xmp" not in image.info and "Raw profile type exif" not in image.info:
         return 1
     try:
@@ -160,12 +161,17 @@ def _buffer(num_bytes: int) -> bytearray | None:
 
 
 def _is_truncated(data: bytes) -> bool:
-    """Whether the end that JPEG, PNG or WebP data must have is missing."""
-    if data.startswith(b"\xff\xd8"):
-        return not data.rstrip(b"\0\r\n").endswith(b"\xff\xd9")
-    if data.startswith(b"\x89PNG"):
-        return b"IEND" not in data[-64:]
-    return data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data)
+    return is_truncated(data[:8], data[-4096:], len(data))
+
+
+def is_truncated(head: bytes, tail: bytes, num_bytes: int) -> bool:
+    """Whether the end that JPEG, PNG or WebP data must have is missing; of the first 8 bytes, the last ones (of JPEG
+    they may be zeros), and the length."""
+    if head.startswith(b"\xff\xd8"):
+        return not tail.rstrip(b"\0\r\n").endswith(b"\xff\xd9")
+    if head.startswith(b"\x89PNG"):
+        return b"IEND" not in tail[-64:]
+    return head.startswith(b"RIFF") and int.from_bytes(head[4:8], "little") + 8 > num_bytes
 
 
 def _decode_with_pillow(encoded: EncodedImage) -> np.ndarray:
@@ -174,15 +180,25 @@ def _decode_with_pillow(encoded: EncodedImage) -> np.ndarray:
         image.load()
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise DamagedImageError("truncated" if _is_truncated(encoded.data) else "corrupt", str(error)) from error
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return np.repeat(((values + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
+    if has_16_bits(image):
+        return np.repeat(to_8_bits(image)[:, :, None], 3, axis=2)
     if image.mode == "CMYK" and "adobe" not in image.info:
         image = ImageChops.invert(image)  # Pillow takes all CMYK for Adobe's, whose values are inverted
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
     return np.array(image.convert("RGB"))
+
+
+def has_16_bits(image: Image.Image) -> bool:
+    """Whether a gray image has more than 8 bits a pixel; Pillow itself reduces 16-bit color."""
+    return image.mode.startswith("I")
+
+
+def to_8_bits(image: Image.Image) -> np.ndarray:
+    """Returns (H, W) uint8 of an image that :func:`has_16_bits`: 65535 becomes 255."""
+    values = np.asarray(image).astype(np.int64).clip(0, 65535)
+    return ((values + 128) // 257).astype(np.uint8)
 
 
 def decode_image(data: bytes) -> Image.Image:

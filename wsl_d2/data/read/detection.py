@@ -1,24 +1,33 @@
-"""Detection images: COCO annotations as dataset dicts, and a train loader that resumes at any iteration."""
+"""Detection images: COCO annotations as dataset dicts, files of any depth, and a train loader that resumes at any
+iteration."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
-from collections import Counter
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import MetadataCatalog, build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from PIL import Image
 from pycocotools import mask as mask_api
 from torch.utils.data import DataLoader, Sampler
 
 from wsl_d2.coco import CocoError, read_coco
 from wsl_d2.data.order.sampler import PositionSampler
+from wsl_d2.data.read.decode import exif_orientation, has_16_bits, to_8_bits, upright
 from wsl_d2.data.read.loaders import outlive_signals
 
 
@@ -71,6 +80,33 @@ def load_coco_dataset(json_file: str | Path, image_root: str | Path, dataset_nam
     return dataset
 
 
+@contextlib.contextmanager
+def as_8_bits(path: str | Path) -> Iterator[str]:
+    """Yields the path of an image file, or, of one with 16 bits a pixel, that of an upright copy with 8.
+
+    Detectron2's reader clips 16-bit values at 255, which is white.
+    """
+    pixels = None
+    with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
+        if has_16_bits(image):
+            pixels = upright(to_8_bits(image), exif_orientation(image))
+    if pixels is None:
+        yield str(path)
+        return
+    with tempfile.NamedTemporaryFile(suffix=".pgm") as copy:
+        Image.fromarray(pixels).save(copy, "PPM")
+        copy.flush()
+        yield copy.name
+
+
+class DetectionMapper(DatasetMapper):
+    """Detectron2's, for images of 16 bits, too; see :func:`as_8_bits`."""
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        with as_8_bits(dataset_dict["file_name"]) as path:
+            return super().__call__(dataset_dict | {"file_name": path}) | {"file_name": dataset_dict["file_name"]}
+
+
 class _DetectionSampler(PositionSampler, Sampler):
     """The type that Detectron2's loaders ask for."""
 
@@ -89,7 +125,7 @@ def build_resumable_detection_train_loader(cfg, start_iteration: int = 0):
         CocoError: the annotations have no object, other categories or no masks where the config asks for them.
     """
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        return build_detection_train_loader(cfg)
+        return build_detection_train_loader(cfg, mapper=DetectionMapper(cfg, True))
     names = ", ".join(cfg.DATASETS.TRAIN)
     try:
         dataset = get_detection_dataset_dicts(
@@ -99,7 +135,10 @@ def build_resumable_detection_train_loader(cfg, start_iteration: int = 0):
         )
     except AssertionError as error:  # Detectron2's
         raise CocoError(f"DATASETS.TRAIN {names}: {error}.") from error
-    _check_dataset(cfg, dataset, names)
+    objects = [item for image in dataset for item in image.get("annotations", []) if not item.get("iscrowd")]
+    classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") or ()
+    if problems := problems_with_config(cfg, classes, objects):
+        raise CocoError(f"{names}: {problems[0]}")
     sampler = _DetectionSampler(
         np.ones(len(dataset)),
         seed=max(0, cfg.SEED),
@@ -108,7 +147,7 @@ def build_resumable_detection_train_loader(cfg, start_iteration: int = 0):
         world_size=comm.get_world_size(),
         start_iteration=start_iteration,
     )
-    loader = build_detection_train_loader(cfg, dataset=dataset, sampler=sampler)
+    loader = build_detection_train_loader(cfg, dataset=dataset, sampler=sampler, mapper=DetectionMapper(cfg, True))
     inner = loader if isinstance(loader, DataLoader) else loader.dataset  # within the grouping by aspect ratio
     inner.worker_init_fn = functools.partial(_begin_worker, inner.worker_init_fn)
     return loader
@@ -119,25 +158,32 @@ def _begin_worker(begin: Callable, worker: int) -> None:
     outlive_signals(worker)
 
 
-def _check_dataset(cfg, dataset: list[dict], names: str) -> None:
-    """Refuses annotations that a model of the config cannot learn from."""
-    classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+def problems_with_config(cfg, classes: Sequence[str], objects: Sequence[dict]) -> list[str]:
+    """Returns why a model of a config cannot learn from a dataset, a sentence for each reason.
+
+    Args:
+        cfg: of a detector.
+        classes: names of the dataset's categories.
+        objects: its annotations that are no crowds, with "segmentation" where they have a mask.
+    """
+    problems = []
     key = {"GeneralizedRCNN": "ROI_HEADS", "RetinaNet": "RETINANET"}.get(cfg.MODEL.META_ARCHITECTURE)
     if classes and key and cfg.MODEL[key].NUM_CLASSES != len(classes):
-        raise CocoError(
-            f"MODEL.{key}.NUM_CLASSES is {cfg.MODEL[key].NUM_CLASSES}, but {names} has {len(classes)} categories "
+        problems.append(
+            f"MODEL.{key}.NUM_CLASSES is {cfg.MODEL[key].NUM_CLASSES}, but there are {len(classes)} categories "
             f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}); set it to {len(classes)}."
         )
-    if cfg.MODEL.MASK_ON:
-        objects = [item for image in dataset for item in image.get("annotations", []) if not item.get("iscrowd")]
-        kinds = Counter(type(item.get("segmentation")).__name__ for item in objects)
-        if kinds["NoneType"]:
-            raise CocoError(
-                f"MODEL.MASK_ON is True, but {kinds['NoneType']} of the {len(objects)} objects of {names} have no "
-                "mask; give them one, or train boxes alone with MODEL.MASK_ON False."
+    if cfg.MODEL.MASK_ON and objects:
+        without = sum(not item.get("segmentation") for item in objects)
+        if without:
+            problems.append(
+                f"MODEL.MASK_ON is True, but {without} of the {len(objects)} objects have no mask; give them one, or "
+                "train boxes alone with MODEL.MASK_ON False."
             )
-        if kinds["dict"] and cfg.INPUT.MASK_FORMAT == "polygon":
-            raise CocoError(
-                f"INPUT.MASK_FORMAT is 'polygon', but {kinds['dict']} of the {len(objects)} objects of {names} have "
-                "their mask as RLE; set it to 'bitmask'."
+        encoded = sum(isinstance(item.get("segmentation"), dict) for item in objects)
+        if encoded and cfg.INPUT.MASK_FORMAT == "polygon":
+            problems.append(
+                f"INPUT.MASK_FORMAT is 'polygon', but {encoded} of the {len(objects)} objects have their mask as RLE; "
+                "set it to 'bitmask'."
             )
+    return problems

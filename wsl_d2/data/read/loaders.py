@@ -244,12 +244,16 @@ def build_hashtag_train_loader(cfg, dataset: HashtagDataset, sampler: HashtagSam
     )
 
 
-def build_hashtag_test_loader(cfg, dataset: HashtagDataset) -> DataLoader:
-    """Builds a finite loader: every image of the dataset once over all processes, none padded or repeated."""
+def build_hashtag_test_loader(cfg, dataset: HashtagDataset, images: range | None = None) -> DataLoader:
+    """Builds a finite loader: every image of the dataset once over all processes, none padded or repeated.
+
+    Args:
+        images: only these, in this process.
+    """
     return _WorkerLoader(
         dataset,
         batch_size=cfg.TEST.IMS_PER_BATCH,
-        sampler=InferenceSampler(len(dataset)),
+        sampler=InferenceSampler(len(dataset)) if images is None else images,
         drop_last=False,
         **_worker_options(cfg),
     )
