@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import re
 import signal
@@ -92,6 +93,10 @@ def _launch_processes(main: Callable, number: int, options: dict) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid or 0, signal.SIGTERM if number == signal.SIGINT else number)
 
+    # Python's process that cleans up after the others would die of a signal to the whole group.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    multiprocessing.resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
     previous = handle(STOP_SIGNALS, send_on)
     try:
         launch(main, number, **options)
