@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import shlex
 import shutil
@@ -55,7 +56,8 @@ def on_cluster() -> Iterator[None]:
         yield
     except Stopped as stop:
         if stop.asks_for_requeue and "SLURM_JOB_ID" in os.environ and os.environ.get("SLURM_PROCID", "0") == "0":
-            command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+            array = [os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK")]
+            command = ["scontrol", "requeue", "_".join(filter(None, array)) or os.environ["SLURM_JOB_ID"]]
             done = subprocess.run(command, capture_output=True, text=True)
             print(f"{shlex.join(command)}: {done.stderr.strip() or 'done'}", file=sys.stderr)
         raise
@@ -161,10 +163,11 @@ def submitting() -> Iterator[None]:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):  # sbatch's words, which are in the error, too
+            yield
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
-        lines = [line for line in str(error).splitlines() if "error:" in line] or [str(error)]
-        raise ConfigError(f"the cluster refuses the job: {' '.join(lines)}; see --cluster-parameter.") from error
+        lines = [line.partition("error: ")[2] for line in str(error).splitlines() if "error:" in line] or [str(error)]
+        raise ConfigError(f"the cluster refuses the job: {'; '.join(lines)}; see --cluster-parameter.") from error
 
 
 def submit(

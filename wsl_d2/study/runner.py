@@ -189,11 +189,11 @@ def run_on_cluster(
     for stage in dict.fromkeys(cell.stage for cell in cells):
         missing = [cell for cell in cells if cell.stage == stage and not cell.is_finished()]
         ids = json.loads(noted.read_text()) if noted.is_file() else {}
-        queue = _wait_for_queue() if cluster == "slurm" else set()
+        queue = _queued_jobs() if cluster == "slurm" else set()
         new = [cell for cell in missing if ids.get(cell.name) not in queue]
-        jobs = {}
         if len(new) < len(missing):
             say(f"{stage}: {len(missing) - len(new)} runs are in the queue from before")
+        jobs = {}
         if new:
             with submitting():
                 jobs = dict(zip([cell.name for cell in new], executor.map_array(CellJob(root), new), strict=True))
@@ -201,11 +201,14 @@ def run_on_cluster(
             write_atomically(noted, json.dumps(ids, indent=1) + "\n")
             say(f"{stage}: {len(new)} runs submitted as {ids[new[0].name].split('_')[0]}")
 
-        def is_over(cell: Cell, ids=ids, jobs=jobs) -> bool:
-            return jobs[cell.name].done() if cluster != "slurm" else ids[cell.name] not in _wait_for_queue()
+        def at_work(missing=missing, ids=ids, jobs=jobs) -> set[str]:
+            if cluster != "slurm":
+                return {name for name, job in jobs.items() if not job.done()}
+            queue = _queued_jobs()
+            return {cell.name for cell in missing if ids[cell.name] in queue}
 
         try:
-            failed = _wait_for(missing, is_over, say)
+            failed = _wait_for(missing, at_work, say)
         except KeyboardInterrupt:
             if cluster == "slurm":
                 numbers = sorted({ids[cell.name].split("_")[0] for cell in missing})
@@ -218,18 +221,18 @@ def run_on_cluster(
             )
 
 
-def _wait_for(cells: list[Cell], is_over: Callable[[Cell], bool], say: Callable[[str], None]) -> list[Cell]:
-    """Waits until the jobs of all cells are over; returns the cells that are not finished then."""
+def _wait_for(cells: list[Cell], at_work: Callable[[], set[str]], say: Callable[[str], None]) -> list[Cell]:
+    """Waits until none of the cells is at work; returns those that are not finished then."""
     waiting, failed = list(cells), []
     while waiting:
-        for cell in [cell for cell in waiting if is_over(cell)]:
+        names = at_work()
+        for cell in [cell for cell in waiting if cell.name not in names]:
+            waiting.remove(cell)
             for _ in range(10):  # on a shared file system its last file may be late
                 if cell.is_finished():
+                    say(f"{cell.name}: finished in {_clock(cell.seconds_taken() or 0)}")
                     break
                 time.sleep(1)
-            waiting.remove(cell)
-            if cell.is_finished():
-                say(f"{cell.name}: finished in {_clock(cell.seconds_taken() or 0)}")
             else:
                 failed.append(cell)
                 say(f"{cell.name}: failed: {last_line_of_log(cell)}")
@@ -237,7 +240,7 @@ def _wait_for(cells: list[Cell], is_over: Callable[[Cell], bool], say: Callable[
     return failed
 
 
-def _wait_for_queue() -> set[str]:
+def _queued_jobs() -> set[str]:
     """Returns the ids of this user's jobs that SLURM has not ended; waits while its controller does not answer."""
     command = ["squeue", "--me", "--noheader", "--array", "--format=%F_%K"]
     while (done := subprocess.run(command, capture_output=True, text=True)).returncode:
