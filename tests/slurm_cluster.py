@@ -77,7 +77,6 @@ class Cluster:
     def job(self, number: str) -> dict[str, str]:
         return next(job for job in self.jobs() if job["JobId"] == number)
 
-
     def wait_for_requeue(self, number: str, log: Callable[[], str]) -> None:
         """Waits until a job was requeued once, and spares it the two minutes that it would wait then."""
         wait_until(lambda: self.job(number)["Restarts"] == "1" and self.job(number)["JobState"] == "PENDING", log)

@@ -354,6 +354,43 @@ def test_what_a_launcher_starts_again_resumes(datasets, whole_run, tmp_path):
     assert_same_state(tmp_path, whole_run)
 
 
+def test_a_signal_during_the_imports_ends_with_75(datasets, tmp_path):
+    run = Run(datasets, tmp_path, launcher=[sys.executable])
+
+    def handles(number):
+        status = Path(f"/proc/{run.pid}/status").read_text()
+        return int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) & 1 << (number - 1)
+
+    while not handles(signal.SIGUSR2):
+        time.sleep(0.01)
+    run.send_signal(signal.SIGUSR2)
+    assert run.wait() == 75 and run.output == "" and not list(tmp_path.iterdir())
+
+
+NO_LOCKS = (
+    INJECT
+    + """
+import errno, fcntl
+
+def flock(file, operation):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+fcntl.flock = flock
+run_command_line()
+"""
+)
+
+
+def test_a_folder_that_cannot_be_used_is_one_line(datasets, tmp_path):
+    (tmp_path / "file").write_text("")
+    below = train(datasets, tmp_path / "file" / "run", check=False)
+    assert below.returncode == 2
+    assert f"OUTPUT_DIR {tmp_path}/file/run: cannot be written to: Not a directory; choose another." in below.stderr
+    unlocked = train(datasets, tmp_path / "run", check=False, script=NO_LOCKS)
+    assert unlocked.returncode == 2
+    assert f"OUTPUT_DIR {tmp_path}/run: its file system cannot lock files; choose another." in unlocked.stderr
+
+
 def test_a_second_run_in_the_same_folder_is_refused(datasets, tmp_path, survived):
     first = Run(datasets, tmp_path, SOLVER__TOTAL_IMAGES=80000)
     try:

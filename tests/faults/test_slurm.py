@@ -106,8 +106,10 @@ stages:
   pretrain:
     axes: [seed]
     command: wsl-d2 train --config-file {config} --resume {opts} OUTPUT_DIR {{folder}} SEED {{seed}}
-    done: "{{folder}}/record.json"
+    done: "{{folder}}/model_final.pth"
     seconds: 60
+results: {{loss: {{stage: pretrain, file: metrics.json, key: total_loss}}}}
+report: [{{kind: levels, x: seed, baseline: 0, y: loss}}]
 """
 
 
@@ -126,13 +128,15 @@ def test_a_study_goes_on_after_ctrl_c_and_its_cells_after_their_time(slurm, data
     cells = [output / "pretrain" / f"seed={seed}" for seed in (0, 1)]
     before = len(slurm.jobs())
     first = start()
-    wait_until(lambda: all(records(cell) >= 3 for cell in cells), lambda: logs(output))
+    wait_until(lambda: all(records(cell) >= 3 for cell in cells) or first.poll() is not None, lambda: logs(output))
     first.send_signal(signal.SIGINT)
     text = first.communicate()[0]
     assert first.returncode == 130 and "the same command waits for them again" in text, text
     array = json.loads(next(output.rglob("jobs.json")).read_text())[f"pretrain/{cells[0].name}"].split("_")[0]
     slurm.call("scancel", "--signal=USR2", f"{array}_0")
-    slurm.wait_for_requeue(next(job["JobId"] for job in slurm.jobs() if job.get("ArrayTaskId") == "0"), lambda: logs(output))
+    slurm.wait_for_requeue(
+        next(job["JobId"] for job in slurm.jobs() if job.get("ArrayTaskId") == "0"), lambda: logs(output)
+    )
     again = start()
     text = again.communicate()[0]
     assert again.returncode == 0 and "2 runs are in the queue from before" in text, text
