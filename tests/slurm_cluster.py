@@ -49,7 +49,7 @@ def why_not() -> str | None:
     return "starts SLURM's daemons, which needs root" if os.getuid() else None
 
 
-def wait_until(happens: Callable[[], object], log: Callable[[], str] = str, seconds: float = 240):
+def wait_until(happens: Callable[[], object], log: Callable[[], str] = str, seconds: float = 400):
     """Returns the first true value of a function."""
     end = time.monotonic() + seconds
     while not (value := happens()):
