@@ -17,7 +17,8 @@ from pathlib import Path
 from wsl_d2.config import load_config
 from wsl_d2.engine.agreement import LostProcessError
 from wsl_d2.engine.arguments import add_arguments
-from wsl_d2.engine.main import begin_folder, lock_folder, run
+from wsl_d2.engine.folder import begin_folder, lock_folder
+from wsl_d2.engine.main import run
 from wsl_d2.engine.signals import REQUEUE_SIGNALS, STOP_SIGNALS, Stopped, stop_at_once
 from wsl_d2.errors import ConfigError, UserError
 
@@ -201,7 +202,7 @@ def submit_run(args, arguments: list[str]):
         arguments: the command line that they were parsed from.
 
     Raises:
-        ConfigError: see :func:`submit` and :func:`wsl_d2.engine.main.begin_folder`.
+        ConfigError: see :func:`submit` and :func:`wsl_d2.engine.folder.begin_folder`.
     """
     output = load_config(args.config_file, args.opts).OUTPUT_DIR
     arguments, parameters = without_cluster_options(arguments), dict(args.cluster_parameter)

@@ -3,109 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import shutil
-import socket
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import torch
-from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
-from filelock import FileLock, Timeout
 
 from wsl_d2.checkpoint import WeightFile
 from wsl_d2.config import find_config_file, load_config
 from wsl_d2.data.read.catalog import register_datasets
 from wsl_d2.data.read.detection_check import check_run
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
+from wsl_d2.engine.console import start_logging
 from wsl_d2.engine.dry_run import dry_run
 from wsl_d2.engine.evaluate import evaluate
+from wsl_d2.engine.folder import begin_folder, lock_folder
 from wsl_d2.engine.launch import start
 from wsl_d2.engine.plan import RunPlan, open_plan
 from wsl_d2.engine.signals import stop_at_once
 from wsl_d2.engine.trainer import DetectionTrainer, ResumableTrainer, WSLTrainer
 from wsl_d2.errors import ConfigError, UserError
 
-# What a run writes into OUTPUT_DIR; other files there are not touched.
-_FILES_OF_A_RUN = (
-    "metrics.json",
-    "model_*.pth",
-    "model_*.pth.sha256",
-    "last_checkpoint",
-    "backbone.pth",
-    "backbone_ema.pth",
-    "config.yaml",
-    "log.txt*",
-    "record.json",
-    "resume_overrides.json",
-    "not_finite_*.json",
-    "events.out.tfevents.*",
-    "inference",
-)
-_FILES_OF_PROGRESS = _FILES_OF_A_RUN[:4]
 # Set by what starts a process again, which does so with the same command line.
 _RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-
-
-@contextlib.contextmanager
-def lock_folder(output_dir: str) -> Iterator[None]:
-    """Locks OUTPUT_DIR against a second run until this process ends, however it ends.
-
-    Raises:
-        ConfigError: another run uses it; names its host and process. Or it cannot be written to, or not be locked.
-    """
-    if not comm.is_main_process():
-        yield
-        return
-    owner = os.path.join(output_dir, ".lock.owner")
-    lock = FileLock(os.path.join(output_dir, ".lock"), thread_local=False)
-    try:
-        os.makedirs(output_dir, exist_ok=True)
-        lock.acquire(timeout=0)
-        Path(owner).write_text(f"process {os.getpid()} on {socket.gethostname()}")
-    except Timeout as error:
-        name = Path(owner).read_text() if os.path.exists(owner) else "another process"
-        raise ConfigError(f"OUTPUT_DIR {output_dir} is in use by {name}; stop it, or choose another.") from error
-    except (OSError, NotImplementedError) as error:  # the second is filelock's, where there are no locks
-        code = getattr(error, "errno", None) or errno.ENOSYS
-        is_lock = code in (errno.ENOLCK, errno.ENOSYS)
-        reason = "its file system cannot lock files" if is_lock else f"cannot be written to: {os.strerror(code)}"
-        raise ConfigError(f"OUTPUT_DIR {output_dir}: {reason}; choose another.") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def begin_folder(output_dir: str, resume: bool, overwrite: bool) -> None:
-    """Refuses OUTPUT_DIR if it holds a run that is not to be continued, or removes that run's files.
-
-    Args:
-        output_dir: locked, so that no run is at work there.
-        resume: ``--resume`` was given.
-        overwrite: ``--overwrite`` was given.
-
-    Raises:
-        ConfigError: there is a run, and neither was given; or both.
-    """
-    if resume and overwrite:
-        raise ConfigError("--resume continues the run in OUTPUT_DIR and --overwrite removes it; give one of them.")
-    found = sorted(path for name in _FILES_OF_PROGRESS for path in Path(output_dir).glob(name))
-    if resume or not found:
-        return
-    if not overwrite:
-        names = ", ".join(path.name for path in found[:3]) + (", ..." if len(found) > 3 else "")
-        raise ConfigError(
-            f"OUTPUT_DIR {output_dir} holds the files of a run ({names}); continue it with --resume, remove it with "
-            "--overwrite, or choose another OUTPUT_DIR."
-        )
-    for path in (path for name in _FILES_OF_A_RUN for path in Path(output_dir).glob(name)):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _all_or_none(error: UserError | None) -> None:
@@ -148,13 +69,14 @@ def _check(args) -> tuple[RunPlan, list[str]]:
     is_resumed = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if cfg.MODEL.WEIGHTS and not is_resumed:
         WeightFile.locate(cfg.MODEL.WEIGHTS)
+    cores = len(os.sched_getaffinity(0)) // comm.get_local_size()  # more workers than these take turns
+    cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, max(1, cores))
     plan = open_plan(cfg, args.resume)
     return plan, [] if plan.is_pretraining else check_run(cfg, args.eval_only)
 
 
 def _begin_logging(plan: RunPlan, args, findings: list[str]) -> None:
-    default_setup(plan.cfg, args)
-    logger = setup_logger(plan.cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="wsl_d2")
+    logger = start_logging(plan.cfg, args)
     for line in findings:
         logger.info(line)
 
