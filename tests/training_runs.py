@@ -99,10 +99,13 @@ class Run:
         script: in place of tools/train_net.py, to inject a fault.
         environ: added to the environment, such as torchrun's variables.
         namespace: of the network, for a forked run; see network.py.
+        own_group: with ``launcher``: it leads a group of processes, to which signals can be sent.
         kwargs: of :func:`command`.
     """
 
-    def __init__(self, datasets, output, *, script="", launcher=None, environ=None, namespace="", **kwargs):
+    def __init__(
+        self, datasets, output, *, script="", launcher=None, environ=None, namespace="", own_group=False, **kwargs
+    ):
         self.log = os.path.join(_logs.name, str(next(_numbers)))
         everything = environment(datasets) | (environ or {})
         arguments = command(output, launcher=launcher or (), **kwargs)
@@ -112,7 +115,9 @@ class Run:
                 path.write_text(script)
                 arguments[arguments.index(str(ROOT / "tools" / "train_net.py"))] = str(path)
             with open(f"{self.log}.stdout", "w") as out, open(f"{self.log}.stderr", "w") as err:
-                self.process = subprocess.Popen(arguments, env=everything, stdout=out, stderr=err)
+                self.process = subprocess.Popen(
+                    arguments, env=everything, stdout=out, stderr=err, start_new_session=own_group
+                )
         else:
             _preload()
             script = script or f"{_RUN}run_command_line()"

@@ -1,8 +1,10 @@
 """Rows 4, 5, 6, 9, 12, 14 and 28 of the fault matrix: processes that die, hang, are told to stop, come or go."""
 
 import json
+import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -124,14 +126,15 @@ def test_a_stalled_data_worker_ends_the_run(datasets, tmp_path, survived):
     survived(5, "", 1, "a data worker that stalls ends the run with the reason")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_saves_and_exits_for_requeueing(whole_run, datasets, tmp_path, number, survived):
     stopped = Run(datasets, tmp_path)
     wait_for_records(stopped, tmp_path, 3)
     stopped.send_signal(number)
     time.sleep(0.02)
-    stopped.send_signal(number)  # the second one changes nothing
-    assert stopped.wait() == 75
+    stopped.send_signal(number)  # the second one changes nothing; of Ctrl-C, one that a launcher sends on
+    assert stopped.wait() == (130 if number == signal.SIGINT else 75)
+    assert "Traceback" not in stopped.output
     assert f"{number.name}: saved after" in stopped.output
     saved = len(losses(tmp_path))
     assert (tmp_path / "last_checkpoint").read_text() == f"model_{saved - 1:07d}.pth"
@@ -139,7 +142,45 @@ def test_a_signal_saves_and_exits_for_requeueing(whole_run, datasets, tmp_path, 
     assert f"Starting training from iteration {saved}" in resumed.output
     assert losses(tmp_path) == losses(whole_run)
     assert_same_state(tmp_path, whole_run)
-    survived(6, "SIGTERM, SIGUSR1 or SIGUSR2 to one process or to torchrun", 1, "all save the same step, exit with 75")
+    survived(6, "a signal or Ctrl-C to one process, to all or to torchrun", 1, "all save the same step, exit with 75")
+
+
+SAVES_SLOWLY = (
+    INJECT
+    + """
+from wsl_d2.engine import checkpointer
+checkpointer.write_checkpoint = lambda path, data: time.sleep(600)
+run_command_line()
+"""
+)
+
+
+def test_a_second_ctrl_c_ends_at_once(datasets, tmp_path, survived):
+    run = Run(datasets, tmp_path, script=SAVES_SLOWLY, SOLVER__CHECKPOINT_PERIOD=1000)
+    wait_for_records(run, tmp_path, 3)
+    run.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    assert run.returncode is None
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=20) == 130
+    assert "Traceback" not in run.output
+    survived(6, "", 1, "a second Ctrl-C ends at once")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_to_a_whole_group_of_processes_saves(datasets, tmp_path, number, survived):
+    """As the terminal, scancel and SLURM's time limit send it: the data workers get it, too."""
+    launcher = [sys.executable]
+    flags = ["--num-gpus", "2", "--dist-url", "auto"]
+    run = Run(datasets, tmp_path, launcher=launcher, flags=flags, own_group=True, DATALOADER__NUM_WORKERS=2)
+    wait_for_records(run, tmp_path, 3)
+    os.killpg(run.pid, number)
+    assert run.wait(timeout=60) == (130 if number == signal.SIGINT else 75), run.output[-3000:]
+    assert run.output.count(": saved after") == 1 and "Traceback" not in run.output, run.output[-3000:]
+    saved = len(losses(tmp_path))
+    assert (tmp_path / "last_checkpoint").read_text() == f"model_{saved - 1:07d}.pth"
+    assert not processes_of(tmp_path)
+    survived(6, "", 1, "all save the same step, exit with 75")
 
 
 def test_a_signal_to_one_process_of_two_stops_both_at_one_step(datasets, whole_run_of_two, tmp_path, survived):
@@ -286,6 +327,68 @@ def test_a_killed_data_worker_is_a_clear_error_and_costs_nothing(datasets, whole
     train(datasets, tmp_path, flags=["--resume"], DATALOADER__NUM_WORKERS=2)
     assert losses(tmp_path) == losses(whole_run)
     survived(14, "a data worker killed", 1, f"one clear error after {seconds:.0f} s; resumed bit-identically")
+
+
+def test_a_folder_with_another_runs_files_is_refused_unless_it_is_said_what_to_do(datasets, whole_run, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    train(datasets, tmp_path, SOLVER__TOTAL_IMAGES=80)
+    before = losses(tmp_path)
+    refused = train(datasets, tmp_path, check=False)
+    assert refused.returncode == 2 and losses(tmp_path) == before
+    assert "holds the files of a run (last_checkpoint, metrics.json, model_" in refused.stderr
+    assert "continue it with --resume, remove it with --overwrite, or choose another OUTPUT_DIR" in refused.stderr
+    both = train(datasets, tmp_path, check=False, flags=["--resume", "--overwrite"])
+    assert both.returncode == 2 and "give one of them" in both.stderr and losses(tmp_path) == before
+    train(datasets, tmp_path, flags=["--overwrite"])
+    assert losses(tmp_path) == losses(whole_run)
+    assert_same_state(tmp_path, whole_run)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_launcher_starts_again_resumes(datasets, whole_run, tmp_path):
+    stopped = Run(datasets, tmp_path)
+    wait_for_records(stopped, tmp_path, 3)
+    stopped.send_signal(signal.SIGUSR1)
+    assert stopped.wait() == 75
+    train(datasets, tmp_path, flags=["--overwrite"], environ={"SLURM_RESTART_COUNT": "1"})
+    assert_same_state(tmp_path, whole_run)
+
+
+def test_a_signal_during_the_imports_ends_with_75(datasets, tmp_path):
+    run = Run(datasets, tmp_path, launcher=[sys.executable])
+
+    def handles(number):
+        status = Path(f"/proc/{run.pid}/status").read_text()
+        return int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) & 1 << (number - 1)
+
+    while not handles(signal.SIGUSR2):
+        time.sleep(0.01)
+    run.send_signal(signal.SIGUSR2)
+    assert run.wait() == 75 and run.output == "" and not list(tmp_path.iterdir())
+
+
+NO_LOCKS = (
+    INJECT
+    + """
+import errno, fcntl
+
+def flock(file, operation):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+fcntl.flock = flock
+run_command_line()
+"""
+)
+
+
+def test_a_folder_that_cannot_be_used_is_one_line(datasets, tmp_path):
+    (tmp_path / "file").write_text("")
+    below = train(datasets, tmp_path / "file" / "run", check=False)
+    assert below.returncode == 2
+    assert f"OUTPUT_DIR {tmp_path}/file/run: cannot be written to: Not a directory; choose another." in below.stderr
+    unlocked = train(datasets, tmp_path / "run", check=False, script=NO_LOCKS)
+    assert unlocked.returncode == 2
+    assert f"OUTPUT_DIR {tmp_path}/run: its file system cannot lock files; choose another." in unlocked.stderr
 
 
 def test_a_second_run_in_the_same_folder_is_refused(datasets, tmp_path, survived):

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
-from torch.multiprocessing import ProcessRaisedException
 
+from wsl_d2.engine.signals import handle
 from wsl_d2.errors import UserError
 
 _LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|peer|socket|NCCL", re.IGNORECASE)
@@ -170,16 +170,15 @@ class Heartbeat:
         try:
             yield
         except RuntimeError as error:
-            if self._store is None or not _LOST.search(str(error)) or isinstance(error, UserError):
+            reason = reason_of_loss(str(error))
+            if self._store is None or not reason or isinstance(error, UserError):
                 raise
             self.pause()
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # of a launcher that has seen another one end
-            first_line = _SOURCE.sub("", str(error).strip().splitlines()[0])
+            handle((signal.SIGTERM,), lambda *_: None)  # of a launcher that has seen another one end
             lost, state = self.find_lost()
             when = f"iteration {self._iteration}" if self._iteration >= 0 else "the start"
             message = (
-                f"rank {comm.get_rank()} lost contact with {lost or 'other processes'} at {when} ({first_line[:200]}). "
+                f"rank {comm.get_rank()} lost contact with {lost or 'other processes'} at {when} ({reason}). "
                 f"Last known state: {state}. Look for the first error in the logs of the processes, and start again "
                 "with --resume."
             )
@@ -189,30 +188,10 @@ class Heartbeat:
             raise LostProcessError(message) from error
 
 
-@contextlib.contextmanager
-def name_missing_processes(address: str) -> Iterator[None]:
-    """Around the start of a run's processes: turns their errors when they do not come together into one line.
-
-    Args:
-        address: where they meet.
-
-    Raises:
-        LostProcessError: not all of them came, or one was lost before the run began.
-    """
-    try:
-        yield
-    except (RuntimeError, ProcessRaisedException) as error:
-        lines = str(error).strip().splitlines()
-        line = lines[0]
-        if isinstance(error, ProcessRaisedException):  # holds the traceback of one process
-            line = lines[-1].partition("Error: ")[2]
-        if isinstance(error, UserError) or not _LOST.search(line):
-            raise
-        raise LostProcessError(
-            f"the processes of the run did not come together at {address} ({_SOURCE.sub('', line)[:200]}). Start all "
-            "of them with the same --num-machines and --dist-url, each machine with its own --machine-rank, and see "
-            "that they reach that address."
-        ) from error
+def reason_of_loss(text: str) -> str:
+    """Returns what an error of torch's says of another process that is gone or a connection to it, else nothing."""
+    line = _SOURCE.sub("", text.strip().partition("\n")[0])
+    return line[:200] if _LOST.search(text) else ""
 
 
 def _end(message: str) -> None:
