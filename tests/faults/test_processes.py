@@ -1,9 +1,12 @@
 """Rows 4, 5, 6, 9, 12, 14 and 28 of the fault matrix: processes that die, hang, are told to stop, come or go."""
 
+import functools
 import json
 import os
+import random
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,9 +15,12 @@ import pytest
 import torch
 from training_runs import (
     INJECT,
+    ROOT,
     TORCHRUN,
     Run,
     assert_same_state,
+    command,
+    environment,
     losses,
     start_processes,
     train,
@@ -207,6 +213,61 @@ def test_a_signal_to_torchrun_reaches_all(datasets, whole_run_of_two, tmp_path, 
     survived(6, "", 1, "and resume bit-identically")
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
+def test_a_signal_that_ends_torchrun_alone_leaves_no_process_behind(datasets, tmp_path, number, survived):
+    run = Run(datasets, tmp_path, launcher=TORCHRUN, SOLVER__TOTAL_IMAGES=80_000)
+    wait_for_records(run, tmp_path, 3)
+    run.send_signal(number)
+    assert run.wait() == -number
+    deadline = time.monotonic() + 60
+    while processes_of(tmp_path):
+        assert time.monotonic() < deadline, run.output[-3000:]
+        time.sleep(0.1)
+    assert "SIGTERM: saved after" in run.output
+    survived(6, "", 1, "also when torchrun itself dies of the signal")
+
+
+@pytest.fixture()
+def fake_slurm(tmp_path, monkeypatch):
+    """srun that starts its command, and scontrol that notes its arguments; returns the file of these."""
+    folder, notes = tmp_path / "bin", tmp_path / "scontrol.txt"
+    folder.mkdir()
+    scontrol = f'#!/bin/sh\n[ "$1" = show ] && echo localhost || echo "$*" >> {notes}\n'
+    for name, content in (("srun", '#!/bin/sh\nexec "$@"\n'), ("scontrol", scontrol)):
+        (folder / name).write_text(content)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    number = str(random.randrange(100_000))
+    for name, value in {"JOB_ID": number, "JOB_NODELIST": "n1", "NNODES": "1", "GPUS_ON_NODE": "2"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    return notes
+
+
+def test_the_script_for_torchrun_on_slurm_saves_and_requeues(
+    datasets, whole_run_of_two, tmp_path, fake_slurm, monkeypatch, survived
+):
+    """With stand-ins for SLURM's commands; SLURM sends the signal to the script alone."""
+    script, out = ["bash", str(ROOT / "tools" / "torchrun.sbatch")], tmp_path / "out"
+    arguments = command(out)[1:]
+    start = functools.partial(subprocess.Popen, cwd=ROOT, env=environment(datasets))
+    with start([*script, *arguments]) as job:
+        while not (out / "metrics.json").exists() or len(losses(out)) < 3:
+            assert job.poll() is None
+            time.sleep(0.01)
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(120) == 0
+    assert fake_slurm.read_text() == f"requeue {os.environ['SLURM_JOB_ID']}\n" and not processes_of(out)
+    assert len(losses(out)) < 30
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # as SLURM sets it, which resumes
+    with start([*script, *arguments]) as job:
+        assert job.wait(120) == 0
+    assert losses(out) == losses(whole_run_of_two)
+    with start([*script, *arguments, "NO.KEY", "1"]) as job:
+        assert job.wait(120) == 1
+    assert len(fake_slurm.read_text().splitlines()) == 1
+    survived(6, "", 1, "under tools/torchrun.sbatch the job is requeued")
+
+
 CANNOT_SAVE = (
     INJECT
     + """
@@ -235,6 +296,7 @@ def test_saves_that_fail_on_one_process_end_all_of_them(datasets, tmp_path, surv
 NOTES_KEYS = (
     INJECT
     + """
+import functools
 import json
 next_batch = PretrainLoop._next_batch
 

@@ -93,7 +93,8 @@ class Heartbeat:
             self._watcher = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
             self._watcher.start()
         if self._store is not None:
-            self._store.set(f"wsl_d2/{comm.get_rank()}", f"{iteration} {doing} on {socket.gethostname()}")
+            with contextlib.suppress(RuntimeError):  # its process is gone: torchrun, while the run saves and ends
+                self._store.set(f"wsl_d2/{comm.get_rank()}", f"{iteration} {doing} on {socket.gethostname()}")
 
     def pause(self) -> None:
         """Stops the clock between steps, where saving and evaluation may take any time."""

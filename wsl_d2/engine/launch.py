@@ -48,6 +48,8 @@ def start(main: Callable, args: Namespace, timeout_seconds: float) -> None:
     if args.num_gpus == args.num_machines == 1 and not _TORCHRUN_VARIABLES <= os.environ.keys():
         os.environ |= variables_of_srun()
     if _TORCHRUN_VARIABLES <= os.environ.keys():
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # save and end with torchrun, also where a signal has ended that alone
+            torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGTERM)
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         with _meeting(f"the {os.environ['WORLD_SIZE']} processes of the run at {where}", timeout_seconds):
             store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
