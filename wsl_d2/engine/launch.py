@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import launch
+from detectron2.engine.launch import _distributed_worker, launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
@@ -29,7 +29,7 @@ from wsl_d2.errors import ConfigError, UserError
 _OWN_ERROR = re.compile(r"^wsl_d2\.[\w.]+Error: ", re.MULTILINE)
 _TORCHRUN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 _SECONDS_BETWEEN_NOTES = 30.0  # while other processes do not come
-_SECONDS_BEYOND_TIMEOUT = 30.0  # for imports, and for torch to end by itself
+_SECONDS_BEYOND_TIMEOUT = 10.0  # for torch to end by itself
 
 
 def start(main: Callable, args: Namespace, timeout_seconds: float) -> None:
@@ -64,31 +64,47 @@ def start(main: Callable, args: Namespace, timeout_seconds: float) -> None:
         main(args)
         dist.destroy_process_group()
         return
-    options = {"num_machines": args.num_machines, "machine_rank": args.machine_rank, "dist_url": args.dist_url}
-    options |= {"args": (args,), "timeout": timeout}
+    options = {"dist_url": args.dist_url, "args": (args,), "timeout": timeout}
     if args.num_gpus * args.num_machines == 1:
         launch(main, args.num_gpus, **options)
     elif args.num_machines == 1:
-        _launch_processes(main, args.num_gpus, options)
+        _launch_processes(lambda: launch(main, args.num_gpus, **options))
     else:
-        joined = torch.multiprocessing.get_context("spawn").Event()
-        with _meeting(f"the {args.num_machines} machines of the run at {args.dist_url}", timeout_seconds, joined):
-            _launch_processes(_Joined(main, joined), args.num_gpus, options)
+        began, met = (torch.multiprocessing.get_context("spawn").Event() for _ in range(2))
+        world_size = args.num_gpus * args.num_machines
+        arguments = (
+            began,
+            _Met(main, met),
+            world_size,
+            args.num_gpus,
+            args.machine_rank,
+            args.dist_url,
+            (args,),
+            timeout,
+        )
+        with _meeting(f"the {args.num_machines} machines of the run at {args.dist_url}", timeout_seconds, began, met):
+            _launch_processes(lambda: torch.multiprocessing.start_processes(_begin, arguments, args.num_gpus))
 
 
-class _Joined:
-    """``main`` of a process, which says first that all processes have come together."""
+def _begin(local_rank: int, began, *arguments) -> None:
+    """A process of Detectron2's launch, which says that its imports are over."""
+    began.set()
+    _distributed_worker(local_rank, *arguments)
 
-    def __init__(self, main: Callable, joined):
-        self.main, self.joined = main, joined
+
+class _Met:
+    """``main`` of a process, which says first that all processes have met."""
+
+    def __init__(self, main: Callable, met):
+        self.main, self.met = main, met
 
     def __call__(self, args: Namespace) -> None:
-        self.joined.set()
+        self.met.set()
         self.main(args)
 
 
-def _launch_processes(main: Callable, number: int, options: dict) -> None:
-    """Detectron2's launch of several processes, to which signals to this one are sent on."""
+def _launch_processes(start_them: Callable[[], None]) -> None:
+    """Starts processes and waits for them; signals to this process are sent on to them."""
     received: list[int] = []
 
     def send_on(number: int, frame) -> None:
@@ -104,7 +120,7 @@ def _launch_processes(main: Callable, number: int, options: dict) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
     previous = handle(STOP_SIGNALS, send_on)
     try:
-        launch(main, number, **options)
+        start_them()
         if received:  # before training, torch's processes end with status 0 on Ctrl-C
             raise Stopped(received[0])
     except (ProcessRaisedException, ProcessExitedException) as error:  # holds the traceback of one process as text
@@ -121,29 +137,42 @@ def _launch_processes(main: Callable, number: int, options: dict) -> None:
 
 
 @contextlib.contextmanager
-def _meeting(processes: str, timeout_seconds: float, over=None) -> Iterator[None]:
-    """Around the meeting of a run's processes, which lasts until the event ``over`` or the end of the block.
+def _meeting(processes: str, timeout_seconds: float, began=None, met=None) -> Iterator[None]:
+    """Around the meeting of a run's processes.
 
     Every half a minute it says what is waited for and how long. torch's store has no time-out where a host is cut off
     while it waits for an answer: this process and its children then end by force.
 
+    Args:
+        processes: for messages.
+        timeout_seconds: the collective timeout.
+        began: event that begins the meeting, after a child's imports; None: it begins at once.
+        met: event that ends it; None: the end of the block does.
+
     Raises:
         LostProcessError: not all processes came, or one was lost.
     """
-    end, over = time.monotonic() + timeout_seconds, over or threading.Event()
-    forced_end = end + 0.2 * timeout_seconds + _SECONDS_BEYOND_TIMEOUT
+    met = met or threading.Event()
     failure = f"{processes} did not all meet within {timeout_seconds:.0f} s (SOLVER.PROCESS_TIMEOUT_SECONDS)"
     help = "Start all of them, on several machines with one --num-machines and --dist-url, and see that it is reached."
 
     def watch() -> None:
-        while not over.wait(max(0.0, min(_SECONDS_BETWEEN_NOTES, forced_end - time.monotonic()))):
-            if time.monotonic() >= forced_end:
+        start = noted = time.monotonic()
+        while not met.wait(min(1.0, _SECONDS_BETWEEN_NOTES)):
+            now = time.monotonic()
+            if began is not None and not began.is_set():
+                start = now
+            left = timeout_seconds - (now - start)
+            if left < -0.2 * timeout_seconds - _SECONDS_BEYOND_TIMEOUT:
                 print(f"wsl-d2: {failure}. {help}", file=sys.stderr, flush=True)
                 for child in multiprocessing.active_children():
                     child.kill()
                 os._exit(2)
-            left = max(0.0, end - time.monotonic())
-            print(f"waiting for {processes}; {left:.0f} s left (SOLVER.PROCESS_TIMEOUT_SECONDS)", flush=True)
+            if now - noted >= _SECONDS_BETWEEN_NOTES:
+                noted = now
+                print(
+                    f"waiting for {processes}; {max(0, left):.0f} s left (SOLVER.PROCESS_TIMEOUT_SECONDS)", flush=True
+                )
 
     threading.Thread(target=watch, name="meeting", daemon=True).start()
     try:
@@ -155,7 +184,7 @@ def _meeting(processes: str, timeout_seconds: float, over=None) -> Iterator[None
             raise
         raise LostProcessError(f"{failure}: {reason}. {help}") from error
     finally:
-        over.set()
+        met.set()
 
 
 def variables_of_srun() -> dict[str, str]:
