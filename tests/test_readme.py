@@ -1,7 +1,10 @@
 """What the README names exists, and its Python runs."""
 
+import ast
+import functools
 import hashlib
 import inspect
+import json
 import os
 import re
 import shlex
@@ -10,9 +13,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
 import torchvision
+from command_line import wsl_d2
+from pyarrow import parquet
+from toy_data import jpeg
+from toy_detections import random_world
 
 from wsl_d2.cli.main import VERBS, build_parser
 from wsl_d2.errors import UserError
@@ -93,6 +101,51 @@ def commands_of(document):
             yield chosen if words[starts[0]] == "wsl-d2" else ["train", *chosen]
 
 
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory):
+    """A folder as someone has it who follows the README: photos/, posts.parquet, train.json and val.json."""
+    root = tmp_path_factory.mktemp("own")
+    (root / "photos").mkdir()
+    for seed, part in enumerate(("train", "val")):
+        world = random_world(seed, num_images=10)
+        for row in world["images"]:
+            row["file_name"] = f"{part}_{row['file_name']}"
+            (root / "photos" / row["file_name"]).write_bytes(jpeg(100 * seed + row["id"], (240, 240)))
+        (root / f"{part}.json").write_text(json.dumps(world))
+    keys = sorted(path.stem for path in (root / "photos").iterdir())
+    tags = [["dog", "love"] if i % 2 else ["cats"] for i in range(len(keys))]
+    parquet.write_table(pyarrow.table({"key": keys, "hashtags": tags}), root / "posts.parquet")
+    return root
+
+
+def test_pretrain_on_my_photos_and_what_it_is_worth_as_pasted(own_data):
+    """The commands of both quickstarts one after the other, with options at their ends that make them small."""
+    run = functools.partial(wsl_d2, cwd=own_data)
+    pretraining, detector, gain, check, plan = commands_of("README.md")
+    small = ["--image-size", "32", "--total-images", "16", "--batch-size", "8", "--held-out", "0.3"]
+    run(*pretraining, *small)
+    folders = [[f"gain_{part}", str(own_data / f"{part}.json"), str(own_data / "photos")] for part in ("train", "val")]
+    keys = {"COCO_FOLDERS": folders, "TRAIN": "('gain_train',)", "TEST": "('gain_val',)"}
+    size = "INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 INPUT.MASK_FORMAT bitmask SOLVER.IMS_PER_BATCH 2".split()
+    length = "SOLVER.MAX_ITER 1 SOLVER.STEPS () MODEL.ROI_HEADS.NUM_CLASSES 4 MODEL.DEVICE cpu".split()
+    run(*detector, *(text for key, value in keys.items() for text in (f"DATASETS.{key}", str(value))), *size, *length)
+    assert "train.json" in run(*check)
+    small = [
+        "--short-side",
+        "64",
+        "--iterations",
+        "1",
+        "--batch-size",
+        "2",
+        "--learning-rates",
+        "0.001",
+        "--seeds",
+        "1",
+    ]
+    text = run(*gain, *small, "--num-gpus", "0")
+    assert "one run each, nothing about other trainings" in text and (own_data / "gain/report/report.html").is_file()
+
+
 def examples_of_help():
     verbs = [verb for entry in VERBS.values() for verb in (entry[1].values() if isinstance(entry, tuple) else [entry])]
     return "".join(f"```\n{inspect.cleandoc(verb.run.__doc__)}\n```\n" for verb in verbs)
@@ -107,3 +160,20 @@ def test_every_command_line_is_one_that_the_program_takes(document, capsys):
             pytest.fail(f"{document}: wsl-d2 {shlex.join(words)}: {error}")
         except SystemExit as stop:
             assert stop.code == 0, capsys.readouterr().err
+
+
+def test_the_words_of_the_troubleshooting_are_those_of_the_program():
+    said = []
+    for path in (ROOT / "wsl_d2").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                said.append("…".join(part.value for part in node.values if isinstance(part, ast.Constant)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.append(node.value)
+    section = (ROOT / "configs" / "README.md").read_text().split("## When something goes wrong")[1]
+    quotes = re.findall(r"^\| `(.+?)` \|", section, re.M)
+    parts = [[part for part in quote.split("…") if part.strip()] for quote in quotes]
+    assert len(quotes) == 20
+    assert not [
+        quote for quote, part in zip(quotes, parts, strict=True) if not any(all(p in s for p in part) for s in said)
+    ]
