@@ -1,4 +1,4 @@
-"""Row 35 of the fault matrix: a run and a study on a real SLURM, cancelled, out of time, killed, and left alone."""
+"""Row 29 of the fault matrix: a run and a study on a real SLURM, cancelled, out of time, killed, and left alone."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def test_a_run_whose_time_is_over_is_requeued_also_in_its_imports(slurm, dataset
     wait_until(lambda: slurm.job(number)["JobState"] == "COMPLETED", lambda: logs(tmp_path))
     assert "Traceback" not in logs(tmp_path)
     assert_same_state(tmp_path, whole_run)
-    survived(35, FAULT, 1, "out of time: saved, requeued, bit-identical")
+    survived(29, FAULT, 1, "out of time: saved, requeued, bit-identical")
 
 
 STUDY = """
@@ -147,7 +147,7 @@ def test_a_study_goes_on_after_ctrl_c_and_its_cells_after_their_time(slurm, data
     assert len(jobs) == before + 2  # nothing was submitted twice
     assert sorted(job["Restarts"] for job in jobs if job.get("ArrayJobId") == array) == ["0", "1"]
     assert ": saved after" in (cells[0] / "study_cell.log").read_text()
-    survived(35, FAULT, 2, "a study finds its jobs again; its cells go on after their time limit")
+    survived(29, FAULT, 2, "a study finds its jobs again; its cells go on after their time limit")
 
 
 def test_the_tasks_of_srun_are_one_run_that_the_documented_script_requeues(slurm, datasets, tmp_path, survived):
@@ -165,4 +165,4 @@ def test_the_tasks_of_srun_are_one_run_that_the_documented_script_requeues(slurm
     assert logs(tmp_path).count("SIGUSR1: saved after") == 1
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     assert_same_state(tmp_path / "run", tmp_path / "whole")
-    survived(35, FAULT, 1, "out of time: saved, requeued, bit-identical")
+    survived(29, FAULT, 1, "out of time: saved, requeued, bit-identical")
