@@ -34,7 +34,7 @@ SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1
 ReturnToService=2
 AccountingStorageType=accounting_storage/none
-KillWait=60
+KillWait=30
 MinJobAge=3600
 NodeName={host} NodeAddr=127.0.0.1 Port={node} CPUs=8 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
@@ -65,7 +65,7 @@ class Cluster:
         self.environ = {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def call(self, *command: str, **environ: str) -> str:
-        done = subprocess.run(command, env=os.environ | self.environ | environ, capture_output=True, text=True)
+        done = subprocess.run(command, env=os.environ | environ | self.environ, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -114,5 +114,5 @@ def cluster() -> Iterator[Cluster]:
         try:
             yield made
         finally:
-            made.call("scancel", "--me", "--signal=KILL", "--full")
             made.call("scancel", "--me")
+            wait_until(lambda: not made.call("squeue", "--noheader"), seconds=90)  # else their processes stay

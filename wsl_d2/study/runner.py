@@ -66,7 +66,8 @@ def run_locally(
     waiting = [cell for cell in cells if cell.name not in done]
     running: dict[str, tuple[Cell, subprocess.Popen, float]] = {}
     begin, last_line = time.monotonic(), time.monotonic()
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    cores = int(os.environ.get("SLURM_CPUS_ON_NODE") or os.cpu_count() or 1)  # of the job, not of the machine
+    threads = max(1, cores // jobs)
 
     def tell(text: str) -> None:
         finished = [cell for cell in everything if cell.name in done]
@@ -192,14 +193,14 @@ def run_on_cluster(
         queue = _queued_jobs() if cluster == "slurm" else set()
         new = [cell for cell in missing if ids.get(cell.name) not in queue]
         if len(new) < len(missing):
-            say(f"{stage}: {len(missing) - len(new)} runs are in the queue from before")
+            say(f"{stage}: {len(missing) - len(new)} run(s) are in the queue from before")
         jobs = {}
         if new:
             with submitting():
                 jobs = dict(zip([cell.name for cell in new], executor.map_array(CellJob(root), new), strict=True))
             ids |= {name: job.job_id for name, job in jobs.items()}
             write_atomically(noted, json.dumps(ids, indent=1) + "\n")
-            say(f"{stage}: {len(new)} runs submitted as {ids[new[0].name].split('_')[0]}")
+            say(f"{stage}: {len(new)} run(s) submitted as {ids[new[0].name].split('_')[0]}")
 
         def at_work(missing=missing, ids=ids, jobs=jobs) -> set[str]:
             if cluster != "slurm":
@@ -216,7 +217,7 @@ def run_on_cluster(
             raise
         if failed:
             raise StudyError(
-                f"{len(failed)} of {len(missing)} runs of {stage} failed, the first {failed[0].name}; its log ends "
+                f"{len(failed)} of {len(missing)} run(s) of {stage} failed, the first {failed[0].name}; its log ends "
                 f"with: {last_line_of_log(failed[0])} (see also the job's own in {folder})"
             )
 
