@@ -89,7 +89,8 @@ def test_a_cut_link_ends_both_hosts_and_each_names_the_other(datasets, tmp_path,
         35,
         f"the link between two hosts cut at random moments, time-out {TIMEOUT} s",
         number,
-        f"{number} of {number}: both end, each in one line that names the other (before they have met: the address), after {max(seconds):.0f} s at most",
+        f"{number} of {number}: both end, each in one line that names the other (before they have met: the address), "
+        f"after {max(seconds):.0f} s at most",
     )
 
 
