@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from wsl_d2.cli.hashtags import add_columns
-from wsl_d2.cli.verb import Verb, add_workers, positive
+from wsl_d2.cli.verb import Verb, add_runner, positive, runner_of
 
 _SHOWN = 20
 
@@ -35,7 +35,7 @@ def _make_arguments(parser: argparse.ArgumentParser) -> None:
         help="what of each image is looked at: nothing, format and size, or every pixel",
     )
     parser.add_argument("--only-labelled", action="store_true", help="leave out posts without a label")
-    add_workers(parser)
+    add_runner(parser)
 
 
 def make(args: argparse.Namespace) -> None:
@@ -53,7 +53,7 @@ def make(args: argparse.Namespace) -> None:
         Vocabulary.load(args.vocabulary),
         args.output,
         images_per_shard=args.images_per_shard,
-        workers=args.workers,
+        workers=runner_of(args, args.output),
         kind=None if args.format == "auto" else args.format,
         check=args.check,
         only_labelled=args.only_labelled,
@@ -70,7 +70,7 @@ def _index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="with *.tar of images and .json of the same keys")
     parser.add_argument("--vocabulary", required=True, help="vocabulary.json, of `wsl-d2 hashtags vocabulary`")
     parser.add_argument("--hashtags-column", default="hashtags", help="name of the hashtags in the .json")
-    add_workers(parser)
+    add_runner(parser)
 
 
 def index(args: argparse.Namespace) -> None:
@@ -82,7 +82,9 @@ def index(args: argparse.Namespace) -> None:
     from wsl_d2.hashtags import Vocabulary
 
     vocabulary = Vocabulary.load(args.vocabulary)
-    manifest = index_shards(args.folder, vocabulary, workers=args.workers, hashtags_column=args.hashtags_column)
+    manifest = index_shards(
+        args.folder, vocabulary, workers=runner_of(args, args.folder), hashtags_column=args.hashtags_column
+    )
     _print_dataset(args.folder, manifest)
 
 
@@ -92,7 +94,7 @@ def _from_folders_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes-of", type=Path, help="folder of shards with the classes to use, for validation")
     parser.add_argument("--files", type=Path, help="text file, one name below the source a line; only these are taken")
     parser.add_argument("--images-per-shard", type=positive, default=5_000, help="images in a shard")
-    add_workers(parser)
+    add_runner(parser)
 
 
 def from_folders(args: argparse.Namespace) -> None:
@@ -112,7 +114,7 @@ def from_folders(args: argparse.Namespace) -> None:
         vocabulary=Vocabulary.load(args.classes_of / "vocabulary.json") if args.classes_of else None,
         files=[line for line in args.files.read_text(encoding="utf-8").split("\n") if line] if args.files else None,
         images_per_shard=args.images_per_shard,
-        workers=args.workers,
+        workers=runner_of(args, args.output),
     )
     _print_dataset(args.output, manifest)
     print(f"  classes: {manifest['num_labels']:,}")
@@ -124,7 +126,7 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", type=Path, required=True, help="JSON lines, one a shard; a repeated call goes on from it"
     )
     parser.add_argument("--no-decode", action="store_true", help="compare checksums alone")
-    add_workers(parser)
+    add_runner(parser)
 
 
 def verify(args: argparse.Namespace) -> int:
@@ -134,7 +136,9 @@ def verify(args: argparse.Namespace) -> int:
     """
     from wsl_d2.data.write.verify import summarize, verify_dataset
 
-    reports = list(verify_dataset(args.folder, args.report, workers=args.workers, decode_images=not args.no_decode))
+    reports = list(
+        verify_dataset(args.folder, args.report, workers=runner_of(args, args.report), decode_images=not args.no_decode)
+    )
     summary = summarize(reports)
     print(f"{summary['shards']:,} shards, {summary['images']:,} images looked at")
     for title, counts in (("shards", summary["problems"]), ("images", summary["damaged_images"])):
@@ -200,7 +204,7 @@ def _view_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=("train", "val"), default="train", help="which part of the split is kept")
     parser.add_argument("--label-noise", type=float, default=0.0, help="fraction of the labels to replace by draws")
     parser.add_argument("--noise-seed", type=int, default=0, help="of the noise")
-    add_workers(parser)
+    add_runner(parser)
 
 
 def view(args: argparse.Namespace) -> None:
@@ -224,7 +228,7 @@ def view(args: argparse.Namespace) -> None:
         part=args.part,
         label_noise=args.label_noise,
         noise_seed=args.noise_seed,
-        workers=args.workers,
+        workers=runner_of(args, args.target),
     )
     print(
         f"{args.target}: {manifest['num_images']:,} images, {manifest['num_labels']:,} labels "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wsl_d2.cli.verb import Verb, add_workers, positive, share
+from wsl_d2.cli.verb import Verb, add_runner, positive, runner_of, share
 
 FORMATS = ("auto", "yfcc100m", "parquet", "jsonl", "json", "csv", "sqlite", "webdataset")
 AMBIGUOUS_POLICIES = ("most_frequent", "drop", "all")
@@ -50,7 +50,7 @@ def _count_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("posts", nargs="+", help="files, folders, glob patterns or URLs of posts")
     parser.add_argument("--output", type=Path, required=True, help="folder of results")
     add_columns(parser)
-    add_workers(parser)
+    add_runner(parser)
 
 
 def count(args: argparse.Namespace) -> None:
@@ -64,7 +64,7 @@ def count(args: argparse.Namespace) -> None:
     from wsl_d2.data.posts.count import CountOptions, count_hashtags
 
     options = CountOptions(args.format, args.key_column, args.hashtags_column, args.caption_column)
-    manifest = count_hashtags(args.posts, args.output, options, workers=args.workers)
+    manifest = count_hashtags(args.posts, args.output, options, workers=runner_of(args, args.output))
     rows = manifest["rows"]
     print(f"rows: {rows:,}, posts {share(manifest['posts'], rows)}")
     for name in ("skipped", "rejected"):

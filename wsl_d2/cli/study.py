@@ -6,18 +6,10 @@ import argparse
 import os
 from pathlib import Path
 
-from wsl_d2.cli.verb import Verb, positive
+from wsl_d2.cli.verb import Verb, positive, setting
 from wsl_d2.errors import UserError
 
 DEMO = "Studies/miniworld.yaml"
-
-
-def setting(text: str) -> tuple[str, int | str]:
-    """Parses NAME=VALUE."""
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, int(value) if value.isdecimal() else value
 
 
 def axis(text: str) -> tuple[str, list]:

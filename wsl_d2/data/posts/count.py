@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from wsl_d2.data.format.labels import sorted_unique
 from wsl_d2.data.posts.merge import COUNTS_SCHEMA, merge_counts, merge_files, read_most_frequent_first, write_counts
 from wsl_d2.data.posts.readers import Chunk, PostsError, detect_post_format, read_posts
-from wsl_d2.data.runner import run_parts
+from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.files import open_atomically, sha256_of, write_atomically
 
 FORMAT_VERSION = 2
@@ -68,6 +68,9 @@ class Part:
     format: str
     first: int = 0
     last: int = 0
+
+    def __str__(self) -> str:
+        return self.path + (f", row groups {self.first} to {self.last - 1}" if self.last else "")
 
     @property
     def name(self) -> str:
@@ -248,7 +251,7 @@ def _files_are_whole(output: Path, account: dict[str, Any]) -> bool:
 
 
 def count_hashtags(
-    inputs: Iterable[str], output: str | Path, options: CountOptions | None = None, *, workers: int = 1
+    inputs: Iterable[str], output: str | Path, options: CountOptions | None = None, *, workers: Workers = 1
 ) -> dict[str, Any]:
     """Counts the hashtags of a corpus; an interrupted call can be repeated and does what is missing.
 
@@ -256,7 +259,7 @@ def count_hashtags(
         inputs: files, folders, glob patterns or URLs of posts.
         output: folder of results.
         options: what decides the results.
-        workers: processes.
+        workers: processes, or a cluster.
 
     Returns:
         The manifest.
@@ -308,7 +311,7 @@ def _check_plan(output: Path, plan: dict[str, Any]) -> None:
         )
 
 
-def _finish(output: Path, accounts: list[dict[str, Any]], options: CountOptions, workers: int) -> dict[str, Any]:
+def _finish(output: Path, accounts: list[dict[str, Any]], options: CountOptions, workers: Workers) -> dict[str, Any]:
     def total(name: str) -> dict[str, int]:
         everything: Counter[str] = Counter()
         for account in accounts:
@@ -350,14 +353,15 @@ def _finish(output: Path, accounts: list[dict[str, Any]], options: CountOptions,
     return manifest
 
 
-def _merge_parts(files: list[Path], folder: Path, workers: int) -> Path:
+def _merge_parts(files: list[Path], folder: Path, workers: Workers) -> Path:
     """Merges files of counts in a tree, in which every node is a file that a restart finds; returns the last one."""
     level = 0
     while len(files) > 1:
         folder.mkdir(exist_ok=True)
         groups = [files[first : first + _MERGED_AT_ONCE] for first in range(0, len(files), _MERGED_AT_ONCE)]
         nodes = [(group, folder / f"level-{level}-{i:06d}.parquet") for i, group in enumerate(groups)]
-        for _ in run_parts(_merge_node, nodes, None, workers=min(workers, len(nodes)), unit="merge", total=len(nodes)):
+        several = workers if len(nodes) > 1 else 1
+        for _ in run_parts(_merge_node, nodes, None, workers=several, unit="merge", total=len(nodes)):
             pass
         files, level = [path for _, path in nodes], level + 1
     return files[0]

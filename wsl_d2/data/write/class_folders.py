@@ -21,6 +21,7 @@ import numpy as np
 from wsl_d2.data.format.manifest import finish_dataset
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS
 from wsl_d2.data.read.decode import DamagedImageError, open_image
+from wsl_d2.data.runner import Workers
 from wsl_d2.data.write.source import claim_folder
 from wsl_d2.data.write.writer import Sample, ShardPart, Writing, load_image, write_dataset
 from wsl_d2.errors import ShardError
@@ -169,7 +170,7 @@ def make_class_shards(
     vocabulary: Vocabulary | None = None,
     files: Iterable[str] | None = None,
     images_per_shard: int = 5_000,
-    workers: int = 1,
+    workers: Workers = 1,
 ) -> dict:
     """Writes class folders as a dataset of shards, in a random order that mixes the classes; can be repeated.
 
@@ -178,7 +179,7 @@ def make_class_shards(
         output: folder to write.
         vocabulary: of the training set, for a validation set, whose labels must be the same.
         images_per_shard: images.
-        workers: processes.
+        workers: processes, or a cluster.
 
     Returns:
         The manifest; "account" counts the images that were written and rejected, "skipped" those that are of no class.

@@ -14,6 +14,7 @@ from wsl_d2.data.format.tar import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES
 from wsl_d2.data.posts.readers import detect_post_format, read_posts
 from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
 from wsl_d2.data.remote import is_url, read_bytes
+from wsl_d2.data.runner import Workers
 from wsl_d2.data.write.class_folders import is_left_by_a_system
 from wsl_d2.data.write.source import claim_folder
 from wsl_d2.data.write.writer import Sample, SeenKeys, ShardPart, Writing, load_image, write_dataset
@@ -71,7 +72,7 @@ def make_shards(
     output: str | Path,
     *,
     images_per_shard: int = 10_000,
-    workers: int = 1,
+    workers: Workers = 1,
     kind: str | None = None,
     check: str = "header",
     only_labelled: bool = False,
@@ -93,7 +94,7 @@ def make_shards(
         vocabulary: labels the hashtags.
         output: folder to write to.
         images_per_shard: posts of each shard.
-        workers: processes.
+        workers: processes, or a cluster.
         kind: format of the posts, by their names if None.
         check: "none", "header" (format and size) or "full" (decodes every image).
         only_labelled: leave out posts without a label of the vocabulary; by default they are kept, for another one.

@@ -16,7 +16,7 @@ from wsl_d2.data.format.manifest import (
     shorten_list,
 )
 from wsl_d2.data.format.stamps import has_content, read_stamps
-from wsl_d2.data.runner import run_parts
+from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.errors import ShardError, UserError
 from wsl_d2.hashtags import Vocabulary
 
@@ -53,7 +53,7 @@ def _index_one(indexing: _Indexing, tar: Path) -> str | None:
 
 
 def index_shards(
-    folder: str | Path, vocabulary: Vocabulary, *, workers: int = 1, hashtags_column: str = "hashtags"
+    folder: str | Path, vocabulary: Vocabulary, *, workers: Workers = 1, hashtags_column: str = "hashtags"
 ) -> dict:
     """Indexes the WebDataset tars of a folder in place and finishes the dataset; the tars are not touched.
 

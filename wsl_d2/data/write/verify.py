@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-
-from tqdm import tqdm
 
 from wsl_d2.data.format.index import ShardIndex, index_path, read_index
 from wsl_d2.data.format.labels import ShardLabels, labels_path, read_labels
 from wsl_d2.data.format.manifest import ShardTable, read_manifest
 from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
+from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.errors import ShardError
 from wsl_d2.files import sha256_of
 
@@ -57,6 +53,9 @@ class _Shard:
     labels_sha256: str
     vocabulary_checksum: str
 
+    def __str__(self) -> str:
+        return self.name
+
 
 def _stamp(path: Path) -> list[int]:
     stamp = []
@@ -69,8 +68,9 @@ def _stamp(path: Path) -> list[int]:
     return stamp
 
 
-def verify_shard(shard: _Shard, folder: Path, decode_images: bool = True) -> ShardReport:
-    """Checks one shard; nothing of it is an exception."""
+def verify_shard(place: tuple[Path, bool], shard: _Shard) -> ShardReport:
+    """Checks one shard; nothing of it is an exception. ``place``: the folder, and whether images are decoded."""
+    folder, decode_images = place
     path = folder / shard.name
     report = ShardReport(shard.name, stamp=_stamp(path))
     try:
@@ -134,9 +134,10 @@ def _check_images(path: Path, index: ShardIndex, labels: ShardLabels, report: Sh
 
 
 def verify_dataset(
-    folder: str | Path, report_path: str | Path, *, workers: int = 1, decode_images: bool = True
+    folder: str | Path, report_path: str | Path, *, workers: Workers = 1, decode_images: bool = True
 ) -> Iterator[ShardReport]:
-    """Checks every shard of a dataset and yields a report of each, first those of tars that the manifest lacks.
+    """Checks every shard of a dataset and yields a report of each in the order of completion, first those of tars that
+    the manifest lacks.
 
     Reports are appended to ``report_path`` (JSON lines) as they come; shards that are in it and have not changed since
     are not read again, so that an interrupted call can be repeated. Shows progress.
@@ -169,20 +170,14 @@ def verify_dataset(
             yield report
         else:
             left.append(shard)
-    work = partial(verify_shard, folder=folder, decode_images=decode_images)
-    with (
-        open(report_path, "a", encoding="utf-8") as log,
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-        tqdm(total=len(shards), initial=len(shards) - len(left), unit="shard", disable=None) as bar,
-    ):
-        for start in range(0, len(left), 64 * workers):
-            group = left[start : start + 64 * workers]
-            for shard, report in zip(group, pool.map(work, group), strict=True):
-                digests = shard.sha256 + shard.labels_sha256
-                log.write(json.dumps({"facts": facts, "sha256": digests, **asdict(report)}) + "\n")
-                log.flush()
-                bar.update()
-                yield report
+    digests = {shard.name: shard.sha256 + shard.labels_sha256 for shard in left}
+    with open(report_path, "a", encoding="utf-8") as log:
+        for report in run_parts(
+            verify_shard, left, (folder, decode_images), workers=workers, unit="shard", total=len(left)
+        ):
+            log.write(json.dumps({"facts": facts, "sha256": digests[report.name], **asdict(report)}) + "\n")
+            log.flush()
+            yield report
 
 
 def _known_reports(path: Path, facts: list) -> dict[tuple[str, str], ShardReport]:

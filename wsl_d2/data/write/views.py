@@ -25,7 +25,7 @@ from wsl_d2.data.format.manifest import (
     shorten_list,
 )
 from wsl_d2.data.format.stamps import has_content, read_stamps
-from wsl_d2.data.runner import run_parts
+from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.data.write.noise import LabelNoise
 from wsl_d2.data.write.source import claim_folder
 from wsl_d2.errors import ShardError, UserError
@@ -55,7 +55,7 @@ def make_view(
     part: str = "train",
     label_noise: float = 0.0,
     noise_seed: int = 0,
-    workers: int = 1,
+    workers: Workers = 1,
 ) -> dict:
     """Makes a folder with links to the source's tars and indexes, and labels of its own; can be repeated.
 
@@ -73,7 +73,7 @@ def make_view(
         part: "train" for the images that are not held out, "val" for those that are.
         label_noise: this fraction of the labels is replaced by draws from their own distribution.
         noise_seed: of the noise.
-        workers: processes.
+        workers: processes, or a cluster.
 
     Returns:
         The view's manifest.
@@ -114,7 +114,11 @@ def make_view(
     names = [table.name(shard) for shard in range(len(table))]
     split = (held_out, part, seed) if held_out else None
     shared = _Labelling(source, target, vocabulary, column, relabel, split, read_stamps(source))
-    sizes = list(_in_order(run_parts(_label_one, list(enumerate(names)), shared, workers=workers, unit="shard")))
+    sizes = list(
+        _in_order(
+            run_parts(_label_one, list(enumerate(names)), shared, workers=workers, unit="shard", total=len(names))
+        )
+    )
     if num_images is not None:
         sizes = _keep_smallest(target, names, num_images, seed)
     if label_noise:

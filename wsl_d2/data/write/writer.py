@@ -23,7 +23,7 @@ from wsl_d2.data.format.labels import label_index, labels_path, read_labels, wri
 from wsl_d2.data.format.stamps import has_content, note_stamp, read_stamps
 from wsl_d2.data.format.tar import check_key, write_tar
 from wsl_d2.data.remote import StoreBusyError
-from wsl_d2.data.runner import run_parts
+from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.errors import ShardError
 from wsl_d2.files import write_atomically
 from wsl_d2.hashtags import Vocabulary
@@ -51,6 +51,9 @@ class ShardPart:
     path: Path
     items: list[Any]
     rejected: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return str(self.path)
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def _loaded(load: Callable, items: list, remote: bool) -> Iterator:
 
 
 def write_dataset(
-    output: Path, writing: Writing, parts: Iterable[ShardPart], workers: int, *, total: int | None = None
+    output: Path, writing: Writing, parts: Iterable[ShardPart], workers: Workers, *, total: int | None = None
 ) -> Counter:
     """Writes the shards of a dataset; the same input gives the same bytes, whatever the number of workers.
 
@@ -194,6 +197,8 @@ def write_dataset(
 
     for counts in run_parts(write_part, noted(), writing, workers=workers, unit="shard", total=total):
         account += counts
+    for left in output.glob("*.partial-*"):  # by processes that were killed
+        left.unlink()
     if surplus := {path.name for path in output.glob("*.tar")} - names:
         raise ShardError(f"{output / min(surplus)} is not a shard of this dataset; choose an empty folder.")
     if not account["written"]:
