@@ -11,7 +11,7 @@ from wsl_d2.cli.verb import Verb, add_runner, positive, runner_of
 _SHOWN = 20
 
 
-def _print_dataset(folder: Path, manifest: dict) -> None:
+def _print_dataset(folder: str | Path, manifest: dict) -> None:
     from wsl_d2.data.format.manifest import describe_images
 
     print(f"{folder}: {describe_images(manifest).replace('; ', chr(10) + '  ')}")
@@ -25,7 +25,7 @@ def _make_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("posts", nargs="+", help="files or URLs of posts")
     parser.add_argument("--images", required=True, help="path or URL of a key's image, with {key} in it")
     parser.add_argument("--vocabulary", required=True, help="vocabulary.json, of `wsl-d2 hashtags vocabulary`")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--output", required=True, help="folder to write, or its URL such as s3://bucket/train")
     parser.add_argument("--images-per-shard", type=positive, default=10_000, help="posts in a shard")
     add_columns(parser)
     parser.add_argument(
@@ -67,7 +67,7 @@ def make(args: argparse.Namespace) -> None:
 
 
 def _index_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="with *.tar of images and .json of the same keys")
+    parser.add_argument("folder", help="or its URL, with *.tar of images and .json of the same keys")
     parser.add_argument("--vocabulary", required=True, help="vocabulary.json, of `wsl-d2 hashtags vocabulary`")
     parser.add_argument("--hashtags-column", default="hashtags", help="name of the hashtags in the .json")
     add_runner(parser)
@@ -90,7 +90,7 @@ def index(args: argparse.Namespace) -> None:
 
 def _from_folders_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="folder of class folders, or a tar")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--output", required=True, help="folder to write, or its URL such as s3://bucket/train")
     parser.add_argument("--classes-of", type=Path, help="folder of shards with the classes to use, for validation")
     parser.add_argument("--files", type=Path, help="text file, one name below the source a line; only these are taken")
     parser.add_argument("--images-per-shard", type=positive, default=5_000, help="images in a shard")
@@ -121,7 +121,7 @@ def from_folders(args: argparse.Namespace) -> None:
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="of a finished dataset")
+    parser.add_argument("folder", help="of a finished dataset, or its URL")
     parser.add_argument(
         "--report", type=Path, required=True, help="JSON lines, one a shard; a repeated call goes on from it"
     )

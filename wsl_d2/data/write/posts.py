@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from wsl_d2.data.format.manifest import finish_dataset
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES
 from wsl_d2.data.posts.readers import detect_post_format, read_posts
 from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
+from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.remote import is_url, read_bytes
 from wsl_d2.data.runner import Workers
 from wsl_d2.data.write.class_folders import is_left_by_a_system
-from wsl_d2.data.write.source import claim_folder
+from wsl_d2.data.write.source import claim_folder, finish_store
 from wsl_d2.data.write.writer import Sample, SeenKeys, ShardPart, Writing, load_image, write_dataset
 from wsl_d2.errors import ShardError, UserError
 from wsl_d2.hashtags import Vocabulary
@@ -92,7 +92,7 @@ def make_shards(
         images: where the image of a key lies, such as ``photos/{key}.jpg`` or ``s3://bucket/{key:.3}/{key}.jpg``; or a
             folder, in which each key is the name of an image without its ending.
         vocabulary: labels the hashtags.
-        output: folder to write to.
+        output: folder to write to, or its URL.
         images_per_shard: posts of each shard.
         workers: processes, or a cluster.
         kind: format of the posts, by their names if None.
@@ -129,14 +129,15 @@ def make_shards(
     if first is None:
         counted = ", ".join(f"{name}: {count:,}" for name, count in account.items())
         raise ShardError(f"{', '.join(posts)}: 0 posts can be used ({counted or 'the files are empty'}).")
-    output = Path(output)
-    claim_folder(output, facts)
+    store = ShardStore(output)
+    claim_folder(store, facts)
     load: Callable[[Post], Sample] = partial(
         load_post, images=images, found=found, check=check, only_labelled=vocabulary if only_labelled else None
     )
-    writing = Writing(load, _key_of, _facts_of, vocabulary, json.dumps([images, check, only_labelled]), is_url(images))
-    account += write_dataset(output, writing, _parts(output, _chain(first, rows), images_per_shard), workers)
-    return finish_dataset(output, vocabulary, {"account": dict(sorted(account.items()))})
+    identity = json.dumps([images, check, only_labelled])
+    writing = Writing(load, _key_of, _facts_of, vocabulary, identity, store, is_url(images))
+    account += write_dataset(writing, _parts(_chain(first, rows), images_per_shard), workers)
+    return finish_store(store, vocabulary, {"account": dict(sorted(account.items()))})
 
 
 def _check_options(images: str, check: str, images_per_shard: int) -> None:
@@ -217,7 +218,7 @@ def _chain(first: Post, rows: Iterator[Post]) -> Iterator[Post]:
     yield from rows
 
 
-def _parts(output: Path, rows: Iterator[Post], images_per_shard: int) -> Iterator[ShardPart]:
+def _parts(rows: Iterator[Post], images_per_shard: int) -> Iterator[ShardPart]:
     seen = SeenKeys()
     batch: list[Post] = []
     number = 0
@@ -228,7 +229,7 @@ def _parts(output: Path, rows: Iterator[Post], images_per_shard: int) -> Iterato
         items = [post for post, again in zip(batch, repeated, strict=True) if not again]
         rejected = [(post[0], "repeated key") for post, again in zip(batch, repeated, strict=True) if again]
         number += 1
-        return ShardPart(output / f"shard-{number - 1:06d}.tar", items, tuple(rejected))
+        return ShardPart(f"shard-{number - 1:06d}.tar", items, tuple(rejected))
 
     for row in rows:
         batch.append(row)

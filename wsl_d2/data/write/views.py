@@ -25,6 +25,7 @@ from wsl_d2.data.format.manifest import (
     shorten_list,
 )
 from wsl_d2.data.format.stamps import has_content, read_stamps
+from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.data.write.noise import LabelNoise
 from wsl_d2.data.write.source import claim_folder
@@ -128,7 +129,8 @@ def make_view(
 
 def _check_source(source: Path, table: ShardTable) -> None:
     """The tars may be elsewhere at the moment; those that are there are the ones that were indexed."""
-    problems = [problem for problem in find_missing(source, table) if not problem.endswith(".tar is missing")]
+    sizes = {name: stamp[0] for name, stamp in ShardStore(source).list_files().items()}
+    problems = [problem for problem in find_missing(source, table, sizes) if not problem.endswith(".tar is missing")]
     if problems:
         raise ShardError(f"{source}: {len(problems)} shards cannot be used: {shorten_list(problems)}")
 
