@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from wsl_d2.cli.hashtags import add_columns
-from wsl_d2.cli.verb import Verb, add_runner, positive, runner_of
+from wsl_d2.cli.verb import Verb, add_runner, local_path, positive, runner_of
 
 _SHOWN = 20
 
@@ -194,8 +194,8 @@ def check(args: argparse.Namespace) -> int:
 
 
 def _view_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="folder of a finished dataset")
-    parser.add_argument("target", type=Path, help="folder to make")
+    parser.add_argument("source", type=local_path, help="folder of a finished dataset")
+    parser.add_argument("target", type=local_path, help="folder to make")
     parser.add_argument("--num-images", type=positive, help="labelled images to keep; all if left out")
     parser.add_argument("--seed", type=int, default=0, help="of the subset; smaller subsets lie within larger ones")
     parser.add_argument("--vocabulary", type=Path, help="vocabulary.json that labels the images anew")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wsl_d2.cli.verb import Verb, add_runner, positive, runner_of, share
+from wsl_d2.cli.verb import Verb, add_runner, local_path, positive, runner_of, share
 
 FORMATS = ("auto", "yfcc100m", "parquet", "jsonl", "json", "csv", "sqlite", "webdataset")
 AMBIGUOUS_POLICIES = ("most_frequent", "drop", "all")
@@ -48,7 +48,7 @@ def explain(args: argparse.Namespace) -> None:
 
 def _count_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("posts", nargs="+", help="files, folders, glob patterns or URLs of posts")
-    parser.add_argument("--output", type=Path, required=True, help="folder of results")
+    parser.add_argument("--output", type=local_path, required=True, help="folder of results")
     add_columns(parser)
     add_runner(parser)
 

@@ -109,6 +109,13 @@ def setting(text: str) -> tuple[str, int | str]:
     return name, int(value) if value.isdecimal() else value
 
 
+def local_path(text: str) -> Path:
+    """Parses a path of this machine, for what is not written to a store."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is a URL; give a local path, and copy the results there")
+    return Path(text)
+
+
 def positive(text: str) -> int:
     """Parses a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:

@@ -66,8 +66,9 @@ def retry(action: Callable[[], _T], place: str, attempts: int, done: str = "read
     for attempt in range(1, attempts + 1):
         try:
             return action()
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{place} does not exist") from None
+        except FileNotFoundError as error:
+            problem = "does not exist" if done == "read" else f"could not be {done}: {error}"
+            raise FileNotFoundError(f"{place} {problem}") from None
         except Exception as error:  # stores raise errors of their own libraries
             if isinstance(error, UserError) and not isinstance(error, StoreBusyError):
                 raise

@@ -2,11 +2,14 @@
 
 import bz2
 import csv
+import http.server
 import io
 import json
 import random
 import sqlite3
 import tarfile
+import threading
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,6 +33,15 @@ def read(path, kind=None, **options):
         for reason, count in chunk.skipped.items():
             skipped[reason] = skipped.get(reason, 0) + count
     return rows, rejected, skipped
+
+
+def test_lines_of_a_web_server_are_read(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert read(f"http://127.0.0.1:{server.server_port}/a.jsonl")[0] == ROWS
+        server.shutdown()
 
 
 def test_every_format_gives_the_same_posts(tmp_path):

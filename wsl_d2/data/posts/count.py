@@ -22,6 +22,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,6 +35,7 @@ import pyarrow.parquet as pq
 from wsl_d2.data.format.labels import sorted_unique
 from wsl_d2.data.posts.merge import COUNTS_SCHEMA, merge_counts, merge_files, read_most_frequent_first, write_counts
 from wsl_d2.data.posts.readers import Chunk, PostsError, detect_post_format, read_posts
+from wsl_d2.data.remote import is_url, open_file_system, retry
 from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.files import open_atomically, sha256_of, write_atomically
 
@@ -88,19 +90,26 @@ def find_files(inputs: Iterable[str]) -> dict[str, int]:
     """
     paths: dict[str, int] = {}
     for pattern in inputs:
-        filesystem, root = fsspec.core.url_to_fs(pattern)
-        found = filesystem.find(root) if filesystem.isdir(root) else filesystem.glob(root)
-        if not found and filesystem.exists(root):
-            found = [root]
-        found = [path for path in found if not path.endswith(_NOT_POSTS)]
-        tars = {path.removesuffix(".tar") for path in found if path.endswith(".tar")}
-        found = [path for path in found if path.removesuffix(".parquet") not in tars]
-        if not found:
+        try:
+            found = retry(partial(_find, pattern), pattern, 4)
+        except (FileNotFoundError, PermissionError) as error:
+            raise PostsError(f"{error}.") from error
+        names = [path for path in found if not path.endswith(_NOT_POSTS)]
+        tars = {path.removesuffix(".tar") for path in names if path.endswith(".tar")}
+        names = [path for path in names if path.removesuffix(".parquet") not in tars]
+        if not names:
             raise PostsError(f"{pattern}: there is no such file.")
-        local = "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
-        for path in found:
-            paths[path if local else filesystem.unstrip_protocol(path)] = int(filesystem.size(path))
+        paths |= {path: found[path] for path in names}
     return dict(sorted(paths.items()))
+
+
+def _find(pattern: str) -> dict[str, int]:
+    files = open_file_system(pattern)
+    root = files._strip_protocol(pattern)
+    found = files.find(root, detail=True) if files.isdir(root) else files.glob(root, detail=True)
+    if not found and files.exists(root):
+        found = {root: files.info(root)}
+    return {files.unstrip_protocol(path) if is_url(pattern) else path: int(row["size"]) for path, row in found.items()}
 
 
 def plan_parts(inputs: Iterable[str], options: CountOptions) -> list[Part]:

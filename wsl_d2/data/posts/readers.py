@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wsl_d2.data.format.tar import read_tar
+from wsl_d2.data.remote import is_url
 from wsl_d2.errors import UserError
 from wsl_d2.hashtags import parse_caption, parse_hashtags
 
@@ -160,6 +161,8 @@ def read_posts(
 
 def _open(path: str) -> Any:
     file = fsspec.open(path, "rb").open()
+    if is_url(path):  # files of stores read lines of any length alone
+        file = io.BufferedReader(file, 1 << 20)
     if path.endswith(".bz2"):
         return bz2.open(file)
     return gzip.open(file) if path.endswith(".gz") else file

@@ -81,7 +81,7 @@ class ShardStore:
         return path
 
     def list_files(self) -> dict[str, list]:
-        """Returns name -> [size, anything that changes with the content] of all files.
+        """Returns name -> [size, a text or number that changes with the content, "" if unknown] of all files.
 
         Raises:
             ShardError: the folder cannot be listed.
@@ -181,7 +181,8 @@ class ShardStore:
 
 
 def _version_of(row: dict) -> str:
-    return str(next((row[name] for name in ("ETag", "etag", "md5Hash", "LastModified", "mtime") if row.get(name)), ""))
+    names = "ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created"  # as stores call it
+    return str(next((row[name] for name in names if row.get(name)), ""))
 
 
 def _problem_of(path: str, name: str, sha256: str | None) -> str:

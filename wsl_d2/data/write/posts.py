@@ -129,6 +129,7 @@ def make_shards(
     if first is None:
         counted = ", ".join(f"{name}: {count:,}" for name, count in account.items())
         raise ShardError(f"{', '.join(posts)}: 0 posts can be used ({counted or 'the files are empty'}).")
+    vocabulary.mapping  # noqa: B018  (an error of it comes before anything is written)
     store = ShardStore(output)
     claim_folder(store, facts)
     load: Callable[[Post], Sample] = partial(

@@ -51,12 +51,11 @@ def claim_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> None
                 "choose another folder."
             )
         return
-    for name in sorted(there):
-        if name.endswith(".tar") or name == MANIFEST:
-            raise ShardError(
-                f"{store.location} holds {name}, which is of another dataset. Nothing was written; choose an empty "
-                "folder."
-            )
+    if others := [*sorted(name for name in there if name.endswith(".tar")), *({MANIFEST} & there.keys())]:
+        raise ShardError(
+            f"{store.location} holds {others[0]}, which is of another dataset. Nothing was written; choose an empty "
+            "folder."
+        )
     store.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(store.folder / _NAME, json.dumps(facts, indent=1) + "\n")
     store.upload(_NAME)

@@ -68,7 +68,8 @@ def _index_one(indexing: _Indexing, name: str) -> str | None:
 def _has_content(indexing: _Indexing, tar: Path, sha256: str) -> bool:
     if not indexing.store.is_remote:
         return has_content(tar, sha256, indexing.stamps)
-    return indexing.stamps.get(tar.name) == (sha256, indexing.found[tar.name])
+    stamp = indexing.found[tar.name]
+    return "" not in stamp and indexing.stamps.get(tar.name) == (sha256, stamp)
 
 
 def index_shards(

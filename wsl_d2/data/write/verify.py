@@ -172,7 +172,7 @@ def verify_dataset(
     left = []
     for shard in shards:
         report = known.get((shard.name, shard.sha256 + shard.labels_sha256))
-        if report and report.stamp == shard.stamp:
+        if report and report.stamp == shard.stamp and "" not in shard.stamp:
             yield report
         else:
             left.append(shard)
