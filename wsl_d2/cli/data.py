@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wsl_d2.cli.hashtags import add_columns
+from wsl_d2.cli.hashtags import add_columns, show_posts
 from wsl_d2.cli.verb import Verb, add_runner, local_path, positive, runner_of
 
 _SHOWN = 20
@@ -23,7 +23,11 @@ def _print_dataset(folder: str | Path, manifest: dict) -> None:
 
 def _make_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("posts", nargs="+", help="files or URLs of posts")
-    parser.add_argument("--images", required=True, help="path or URL of a key's image, with {key} in it")
+    parser.add_argument(
+        "--images",
+        required=True,
+        help="path or URL of a key's image, with {key} in it; a folder; or column:NAME of Parquet files",
+    )
     parser.add_argument("--vocabulary", required=True, help="vocabulary.json, of `wsl-d2 hashtags vocabulary`")
     parser.add_argument("--output", required=True, help="folder to write, or its URL such as s3://bucket/train")
     parser.add_argument("--images-per-shard", type=positive, default=10_000, help="posts in a shard")
@@ -47,6 +51,7 @@ def make(args: argparse.Namespace) -> None:
     from wsl_d2.data import make_shards
     from wsl_d2.hashtags import Vocabulary
 
+    show_posts(args.posts, args)
     manifest = make_shards(
         args.posts,
         args.images,

@@ -22,6 +22,26 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--caption-column", help="column of texts whose #words are the hashtags, instead")
 
 
+def show_posts(paths: list[str], args: argparse.Namespace) -> None:
+    """Prints the first posts as they are read.
+
+    Args:
+        paths: files or URLs.
+        args: of :func:`add_columns`.
+
+    Raises:
+        PostsError: they cannot be read, or hold no hashtag.
+    """
+    from wsl_d2.data.posts.readers import detect_post_format, first_rows
+
+    files = ((path, detect_post_format(path) if args.format == "auto" else args.format) for path in paths)
+    found = first_rows(files, args.key_column, args.hashtags_column, args.caption_column)
+    print("the first posts as read, key: hashtags", flush=True)
+    for key, hashtags in found:
+        line = f"  {key}: {', '.join(hashtags)}"
+        print(line if len(line) <= 120 else f"{line[:117]}...", flush=True)
+
+
 def _explain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("hashtags", nargs="+", help="with or without '#'; mind the shell's quotes")
     parser.add_argument("--vocabulary", default="17k", help="1.5k, 17k, coco, or a vocabulary.json")
@@ -61,8 +81,9 @@ def count(args: argparse.Namespace) -> None:
     Reads YFCC100M's metadata, Parquet, JSON lines and lists, CSV, SQLite and WebDataset tars, local or by URL. Every
     row is accounted for: a post, no image, or in rejected/ with the reason.
     """
-    from wsl_d2.data.posts.count import CountOptions, count_hashtags
+    from wsl_d2.data.posts.count import CountOptions, count_hashtags, find_files
 
+    show_posts(list(find_files(args.posts)), args)
     options = CountOptions(args.format, args.key_column, args.hashtags_column, args.caption_column)
     manifest = count_hashtags(args.posts, args.output, options, workers=runner_of(args, args.output))
     rows = manifest["rows"]

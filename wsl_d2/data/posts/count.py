@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 
 from wsl_d2.data.format.labels import sorted_unique
 from wsl_d2.data.posts.merge import COUNTS_SCHEMA, merge_counts, merge_files, read_most_frequent_first, write_counts
-from wsl_d2.data.posts.readers import Chunk, PostsError, detect_post_format, read_posts
+from wsl_d2.data.posts.readers import Chunk, PostsError, detect_post_format, no_hashtags, read_posts
 from wsl_d2.data.remote import is_url, open_file_system, retry
 from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.files import open_atomically, sha256_of, write_atomically
@@ -340,12 +340,7 @@ def _finish(output: Path, accounts: list[dict[str, Any]], options: CountOptions,
     }
     if not sums["hashtags"]:
         column = options.caption_column or options.hashtags_column
-        reasons = ", ".join(f"{reason}: {n:,}" for reason, n in (manifest["skipped"] | manifest["rejected"]).items())
-        raise PostsError(
-            f"0 hashtags in {sums['rows']:,} rows, {sums['posts']:,} of them posts, by the column {column!r}"
-            + (f" ({reasons})" if reasons else "")
-            + ". Choose the right one with --hashtags-column or --caption-column."
-        )
+        raise PostsError(no_hashtags(sums["rows"], column, manifest["skipped"] | manifest["rejected"]))
     parts = [output / name for account in accounts for name in account["files"] if name.startswith("counts/")]
     merged = _merge_parts(parts, output / "merged", workers)
     distinct = 0

@@ -7,10 +7,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES
 from wsl_d2.data.posts.readers import detect_post_format, read_posts
+from wsl_d2.data.posts.table_images import TableImages
 from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.remote import is_url, read_bytes
@@ -23,7 +25,9 @@ from wsl_d2.hashtags import Vocabulary
 
 IMAGE_CHECKS = ("none", "header", "full")
 
-Post = tuple[str, list[str]]
+COLUMN = "column:"  # before the name of a column that holds the images
+
+Post = tuple[str, list[str], str, int]  # key, hashtags, file, and of Parquet its row
 
 
 def _key_of(post: Post) -> str:
@@ -32,27 +36,30 @@ def _key_of(post: Post) -> str:
     return stem if ending.lower().lstrip(".") in IMAGE_EXTENSIONS else post[0]
 
 
-def _facts_of(post: Post) -> Post:
-    return post
+def _facts_of(post: Post) -> tuple:
+    return post[:2]
 
 
 def load_post(
-    post: Post, images: str, found: ImageFolder | None, check: str, only_labelled: Vocabulary | None
+    post: Post, images: str, found: ImageFolder | TableImages | None, check: str, only_labelled: Vocabulary | None
 ) -> Sample:
     """Returns the sample of a post; ValueError is the reason for rejecting it.
 
     Args:
-        post: key and hashtags.
+        post: with key and hashtags.
         images: a pattern with {key} in it, or the folder of ``found``.
-        found: the images in that folder.
+        found: the images in that folder, or in a column of the table.
         check: one of ``IMAGE_CHECKS``.
         only_labelled: rejects posts that have no label of this vocabulary.
     """
-    key, hashtags = post
+    key, hashtags, table, row = post
     if only_labelled is not None and not len(only_labelled.labels(hashtags)):
         raise ValueError("no label")
-    place = images.format(key=key) if found is None else os.path.join(images, found.find(_key_of(post)))
-    data = load_image(place, read_bytes)
+    if isinstance(found, TableImages):
+        data = found.read(table, row)
+    else:
+        place = images.format(key=key) if found is None else os.path.join(images, found.find(_key_of(post)))
+        data = load_image(place, read_bytes)
     if len(data) > MAX_IMAGE_BYTES:
         raise ValueError("too large")
     if check != "none":
@@ -90,7 +97,8 @@ def make_shards(
     Args:
         posts: files or URLs that :func:`wsl_d2.data.posts.readers.read_posts` reads.
         images: where the image of a key lies, such as ``photos/{key}.jpg`` or ``s3://bucket/{key:.3}/{key}.jpg``; or a
-            folder, in which each key is the name of an image without its ending.
+            folder, in which each key is the name of an image without its ending; or ``column:NAME`` for the column of
+            Parquet files with the encoded images.
         vocabulary: labels the hashtags.
         output: folder to write to, or its URL.
         images_per_shard: posts of each shard.
@@ -110,8 +118,14 @@ def make_shards(
     """
     posts = list(posts)
     _check_options(images, check, images_per_shard)
-    found = ImageFolder(images) if os.path.isdir(images) else None
     formats = [kind or detect_post_format(path) for path in posts]
+    found: ImageFolder | TableImages | None = ImageFolder(images) if os.path.isdir(images) else None
+    if images.startswith(COLUMN):
+        found = TableImages(images.removeprefix(COLUMN))
+        for path, form in zip(posts, formats, strict=True):
+            if form != "parquet":
+                raise UserError(f"{path}: {COLUMN} takes images from Parquet files; this is {form}.")
+            found.check(path)
     facts = {
         "made_by": "data make",
         "posts": [[os.path.basename(path), os.path.getsize(path) if os.path.isfile(path) else None] for path in posts],
@@ -147,7 +161,7 @@ def _check_options(images: str, check: str, images_per_shard: int) -> None:
             f"check is one of {', '.join(IMAGE_CHECKS)} and images_per_shard is positive; got {check!r} and "
             f"{images_per_shard}."
         )
-    if os.path.isdir(images):
+    if os.path.isdir(images) or images.startswith(COLUMN):
         return
     try:
         differs = images.format(key="a") != images.format(key="b")
@@ -155,8 +169,8 @@ def _check_options(images: str, check: str, images_per_shard: int) -> None:
         differs = False
     if not differs:
         raise UserError(
-            f"images is a folder, or has {{key}} in it, such as 'photos/{{key}}.jpg', and no other braces; got "
-            f"{images!r}."
+            f"images is a folder, or has {{key}} in it, such as 'photos/{{key}}.jpg', and no other braces, or is "
+            f"{COLUMN}NAME of Parquet files; got {images!r}."
         )
 
 
@@ -211,7 +225,8 @@ def _rows(posts: list[str], formats: list[str], account: Counter, options: dict)
                 account[reason] += count
             for _, reason, _ in chunk.rejected:
                 account[reason] += 1
-            yield from zip(chunk.keys.to_pylist(), chunk.hashtags.to_pylist(), strict=True)
+            places = repeat(-1) if chunk.rows is None else chunk.rows.tolist()
+            yield from zip(chunk.keys.to_pylist(), chunk.hashtags.to_pylist(), repeat(path), places, strict=False)
 
 
 def _chain(first: Post, rows: Iterator[Post]) -> Iterator[Post]:
