@@ -127,7 +127,7 @@ def read_posts(
     hashtags_column: str = "hashtags",
     caption_column: str | None = None,
     row_groups: tuple[int, int] | None = None,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
 ) -> Iterator[Chunk]:
     """Reads a file chunk by chunk; memory stays bounded however large it is (but for "json", one list of all).
 
@@ -137,7 +137,7 @@ def read_posts(
         key_column, hashtags_column: names in all formats but YFCC100M's.
         caption_column: a text whose #words are the hashtags, instead of ``hashtags_column``.
         row_groups: of a Parquet file, first and behind the last; all if None.
-        chunk_rows: rows of a chunk.
+        chunk_rows: rows of a chunk; 200,000 if None.
 
     Raises:
         PostsError: the file cannot be read, is truncated, or has no such column.
@@ -147,9 +147,9 @@ def read_posts(
         raise PostsError(f"unknown format {kind!r}; choose one of {', '.join(FORMATS)}.")
     try:
         if kind == "parquet":
-            yield from _read_parquet(path, columns, row_groups, chunk_rows)
+            yield from _read_parquet(path, columns, row_groups, chunk_rows or CHUNK_ROWS)
         else:
-            yield from _collect(_rows_of(path, kind, columns), chunk_rows)
+            yield from _collect(_rows_of(path, kind, columns), chunk_rows or CHUNK_ROWS)
     except (OSError, EOFError, pa.ArrowException, sqlite3.Error, csv.Error) as error:
         raise PostsError(f"{path}: not readable as {kind} to its end ({error}).") from error
 
