@@ -1,16 +1,29 @@
 """What the README names exists, and its Python runs."""
 
+import ast
+import functools
 import hashlib
+import inspect
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
 import torchvision
+from command_line import wsl_d2
+from pyarrow import parquet
+from toy_data import jpeg
+from toy_detections import random_world
+
+from wsl_d2.cli.main import VERBS, build_parser
+from wsl_d2.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,6 +60,10 @@ def test_tables_are_what_their_commands_print():
     subprocess.run([sys.executable, "tools/write_tables.py", "--check", *DOCUMENTS], cwd=ROOT, check=True)
 
 
+def test_the_picture_shows_the_records():
+    subprocess.run([sys.executable, "tools/draw_front_page.py", "--check"], cwd=ROOT, check=True)
+
+
 def test_wsl_weights_in_a_detector_as_pasted(tmp_path):
     """With the file from a mirror; its weights are 0, its name and shapes those of the public one."""
     section = (ROOT / "README.md").read_text().split("### WSL weights in my detector")[1]
@@ -69,3 +86,94 @@ def test_wsl_weights_in_a_detector_as_pasted(tmp_path):
     finally:
         shutil.rmtree(mirror)
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+
+
+def commands_of(document):
+    """The lines of a README's code blocks that call `wsl-d2` or `tools/train_net.py`, whole, without comments."""
+    text = examples_of_help() if document == "--help" else (ROOT / document).read_text()
+    blocks = "".join(code for kind, code in re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M) if kind != "python")
+    for line in re.findall(r".*(?:wsl-d2|train_net\.py) .*", blocks.replace("\\\n", " ")):
+        words = shlex.split(line, comments=True)
+        starts = [i for i, word in enumerate(words) if word in ("wsl-d2", "tools/train_net.py")]
+        if starts:
+            ends = [i for i, word in enumerate(words) if word in ("&&", "|", ">", "&", ";") and i > starts[0]]
+            chosen = words[starts[0] + 1 : (ends or [None])[0]]
+            yield chosen if words[starts[0]] == "wsl-d2" else ["train", *chosen]
+
+
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory):
+    """A folder as someone has it who follows the README: photos/, posts.parquet, train.json and val.json."""
+    root = tmp_path_factory.mktemp("own")
+    (root / "photos").mkdir()
+    for seed, part in enumerate(("train", "val")):
+        world = random_world(seed, num_images=10)
+        for row in world["images"]:
+            row["file_name"] = f"{part}_{row['file_name']}"
+            (root / "photos" / row["file_name"]).write_bytes(jpeg(100 * seed + row["id"], (240, 240)))
+        (root / f"{part}.json").write_text(json.dumps(world))
+    keys = sorted(path.stem for path in (root / "photos").iterdir())
+    tags = [["dog", "love"] if i % 2 else ["cats"] for i in range(len(keys))]
+    parquet.write_table(pyarrow.table({"key": keys, "hashtags": tags}), root / "posts.parquet")
+    return root
+
+
+def test_pretrain_on_my_photos_and_what_it_is_worth_as_pasted(own_data):
+    """The commands of both quickstarts one after the other, with options at their ends that make them small."""
+    run = functools.partial(wsl_d2, cwd=own_data)
+    pretraining, detector, gain, check, plan = commands_of("README.md")
+    small = ["--image-size", "32", "--total-images", "16", "--batch-size", "8", "--held-out", "0.3"]
+    run(*pretraining, *small)
+    folders = [[f"gain_{part}", str(own_data / f"{part}.json"), str(own_data / "photos")] for part in ("train", "val")]
+    keys = {"COCO_FOLDERS": folders, "TRAIN": "('gain_train',)", "TEST": "('gain_val',)"}
+    size = "INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 INPUT.MASK_FORMAT bitmask SOLVER.IMS_PER_BATCH 2".split()
+    length = "SOLVER.MAX_ITER 1 SOLVER.STEPS () MODEL.ROI_HEADS.NUM_CLASSES 4 MODEL.DEVICE cpu".split()
+    run(*detector, *(text for key, value in keys.items() for text in (f"DATASETS.{key}", str(value))), *size, *length)
+    assert "train.json" in run(*check)
+    small = [
+        "--short-side",
+        "64",
+        "--iterations",
+        "1",
+        "--batch-size",
+        "2",
+        "--learning-rates",
+        "0.001",
+        "--seeds",
+        "1",
+    ]
+    text = run(*gain, *small, "--num-gpus", "0")
+    assert "one run each, nothing about other trainings" in text and (own_data / "gain/report/report.html").is_file()
+
+
+def examples_of_help():
+    verbs = [verb for entry in VERBS.values() for verb in (entry[1].values() if isinstance(entry, tuple) else [entry])]
+    return "".join(f"```\n{inspect.cleandoc(verb.run.__doc__)}\n```\n" for verb in verbs)
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "--help"])
+def test_every_command_line_is_one_that_the_program_takes(document, capsys):
+    for words in commands_of(document):
+        try:
+            build_parser().parse_args(words)
+        except UserError as error:
+            pytest.fail(f"{document}: wsl-d2 {shlex.join(words)}: {error}")
+        except SystemExit as stop:
+            assert stop.code == 0, capsys.readouterr().err
+
+
+def test_the_words_of_the_troubleshooting_are_those_of_the_program():
+    said = []
+    for path in (ROOT / "wsl_d2").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                said.append("…".join(part.value for part in node.values if isinstance(part, ast.Constant)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.append(node.value)
+    section = (ROOT / "configs" / "README.md").read_text().split("## When something goes wrong")[1]
+    quotes = re.findall(r"^\| `(.+?)` \|", section, re.M)
+    parts = [[part for part in quote.split("…") if part.strip()] for quote in quotes]
+    assert len(quotes) == 20
+    assert not [
+        quote for quote, part in zip(quotes, parts, strict=True) if not any(all(p in s for p in part) for s in said)
+    ]

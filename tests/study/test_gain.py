@@ -188,7 +188,9 @@ def test_both_sets_need_the_same_categories(data, tmp_path):
     other = copy.deepcopy(world)
     other["categories"][0]["name"] = "other"
     (tmp_path / "val.json").write_text(json.dumps(other))
-    with pytest.raises(FaultsError, match="val.json: its categories are not those of .*train.json"):
+    with pytest.raises(
+        FaultsError, match="val.json: its categories are other, .* those of .*train.json .*; both must have the same"
+    ):
         prepare(question(data, val=tmp_path / "val.json"), tmp_path / "out")
 
 

@@ -37,7 +37,7 @@ def analyse_item(item: Mapping, axes: Mapping[str, Iterable], rows: Sequence[Map
     x, y = item["x"], item["y"]
     if not any(x in row and y in row for row in rows):
         raise RunError(f"no run has both {x} and {y}; the stage of {y} must have the axis {x}.")
-    kinds = {"levels": _levels, "scaling": _scaling, "sweep": _sweep}
+    kinds = {"levels": _levels, "scaling": _scaling, "sweep": best_of_sweep}
     members = [row for row in rows if x in row]
     return {**item, **kinds[item["kind"]](item, {axis: ascending(values) for axis, values in axes.items()}, members)}
 
@@ -48,7 +48,7 @@ def ascending(values: Iterable) -> list:
     return sorted(values) if all(isinstance(value, int | float) for value in values) else values
 
 
-def _points(item: Mapping, axes: Mapping[str, list], rows: list[Mapping]) -> list[dict]:
+def _points(item: Mapping, axes: Mapping[str, list], rows: Sequence[Mapping]) -> list[dict]:
     """The mean over all other axes at each x, with its interval, and how many of the runs there diverged."""
     points = []
     for value in axes[item["x"]]:
@@ -59,8 +59,9 @@ def _points(item: Mapping, axes: Mapping[str, list], rows: list[Mapping]) -> lis
     return points
 
 
-def _sweep(item: Mapping, axes: Mapping[str, list], rows: list[Mapping]) -> dict:
-    """The best x of each series: the highest y among those where no run diverged."""
+def best_of_sweep(item: Mapping, axes: Mapping[str, list], rows: Sequence[Mapping]) -> dict:
+    """Finds the best x of each series: the highest y among those where no run diverged; arguments as those of
+    :func:`analyse_item`, axes ascending."""
     lines = []
     for name in axes[item["series"]]:
         points = _points(item, axes, [row for row in rows if row[item["series"]] == name])
@@ -71,7 +72,7 @@ def _sweep(item: Mapping, axes: Mapping[str, list], rows: list[Mapping]) -> dict
     return {"lines": lines}
 
 
-def _scaling(item: Mapping, axes: Mapping[str, list], rows: list[Mapping]) -> dict:
+def _scaling(item: Mapping, axes: Mapping[str, list], rows: Sequence[Mapping]) -> dict:
     """A straight line over log10(x) for each series, all seeds as points, and the slopes' differences."""
     fits, lines = [], []
     for name in axes[item["series"]]:
@@ -106,7 +107,7 @@ def _scaling(item: Mapping, axes: Mapping[str, list], rows: list[Mapping]) -> di
     return {"lines": lines, "differences": differences}
 
 
-def _levels(item: Mapping, axes: Mapping[str, list], rows: list[Mapping]) -> dict:
+def _levels(item: Mapping, axes: Mapping[str, list], rows: Sequence[Mapping]) -> dict:
     """Mean of each value of an axis, and its difference from the baseline paired by all other axes."""
     x, baseline, y = item["x"], item["baseline"], item["y"]
     others = [axis for axis in axes if axis != x and axis in rows[0]]

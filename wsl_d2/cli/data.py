@@ -180,14 +180,14 @@ def check(args: argparse.Namespace) -> int:
     import sys
 
     from wsl_d2.config import load_config
-    from wsl_d2.data.read.detection_check import check_detection, shared_images
+    from wsl_d2.data.read.detection_check import check_detection, compare_datasets
 
     keys = [text for pair in args.set for text in pair]
     cfg = load_config(args.config_file, keys) if args.config_file or keys else None
     checked = check_detection(args.annotations, args.images, cfg, seconds=args.seconds)
     if args.train:
         of_train = check_detection(args.train, args.train_images or args.images, seconds=args.seconds)
-        checked.findings += [found] if (found := shared_images(of_train, checked)) else []
+        compare_datasets(of_train, checked)
     print(f"{args.annotations}, {args.images}")
     for what, count in checked.facts:
         print(f"{count:9,}  {what}")

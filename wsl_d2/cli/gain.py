@@ -72,7 +72,7 @@ def gain(args: argparse.Namespace) -> None:
     """What one pretraining gives over another on your detection data: trains both alike, and compares.
 
     wsl-d2 gain --train train.json --val val.json --images photos/ --candidate wsl://resnext101_32x8d \\
-        --baseline torchvision://ResNeXt101_32X8D_Weights.IMAGENET1K_V1 --output output/gain [--plan]
+        --baseline torchvision://ResNeXt101_32X8D_Weights.IMAGENET1K_V1 --output output/gain --plan
 
     Both sides get the same detector, data and schedule; each gets the learning rate that is best for it, tried on a
     part of the training images. Then it trains each --seeds times, and writes a page with the gain and its interval.

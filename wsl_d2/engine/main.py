@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from filelock import FileLock, Timeout
 
 from wsl_d2.checkpoint import WeightFile
@@ -21,6 +19,7 @@ from wsl_d2.config import find_config_file, load_config
 from wsl_d2.data.read.catalog import register_datasets
 from wsl_d2.data.read.detection_check import check_run
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
+from wsl_d2.engine.console import start_logging
 from wsl_d2.engine.dry_run import dry_run
 from wsl_d2.engine.evaluate import evaluate
 from wsl_d2.engine.launch import start
@@ -80,10 +79,11 @@ def setup(args) -> RunPlan:
     is_resumed = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if cfg.MODEL.WEIGHTS and not is_resumed:
         WeightFile.locate(cfg.MODEL.WEIGHTS)
+    cores = len(os.sched_getaffinity(0)) // comm.get_local_size()  # more workers than these take turns
+    cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, max(1, cores))
     plan = open_plan(cfg, args.resume)
     found = [] if plan.is_pretraining else check_run(cfg, args.eval_only)
-    default_setup(cfg, args)
-    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="wsl_d2")
+    logger = start_logging(cfg, args)
     for line in found:
         logger.info(line)
     return plan

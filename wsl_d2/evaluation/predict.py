@@ -10,7 +10,6 @@ import matplotlib
 import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
@@ -20,7 +19,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from wsl_d2.config import load_config
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS
 from wsl_d2.data.read.catalog import register_datasets
-from wsl_d2.data.read.detection import as_8_bits
+from wsl_d2.data.read.detection import read_detection_image
 from wsl_d2.errors import UserError
 from wsl_d2.files import write_atomically
 
@@ -120,8 +119,7 @@ def predict(
     rows = []
     for number, path in enumerate(paths):
         try:
-            with as_8_bits(path) as readable:
-                image = read_image(readable, format="BGR")
+            image = read_detection_image(path, "BGR")
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: no image that can be read ({error}).") from error
         instances = predictor(image)["instances"].to("cpu")

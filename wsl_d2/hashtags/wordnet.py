@@ -4,19 +4,22 @@ ImageNet's synset ids (wnids) such as "n02084071" are byte offsets into WordNet 
 WordNet 3.1 have other offsets and would silently map ids to wrong concepts, so they are refused.
 """
 
+from __future__ import annotations
+
 import functools
 import io
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import nltk.data
-from nltk.corpus.reader.wordnet import Synset, WordNetCorpusReader
+from typing import TYPE_CHECKING, Any
 
 from wsl_d2.errors import UserError
 from wsl_d2.files import cache_folder
+
+if TYPE_CHECKING:  # importing nltk takes as long as importing torch, and few processes read WordNet itself
+    from nltk.corpus.reader.wordnet import Synset, WordNetCorpusReader
 
 WORDNET_VERSION = "3.0"
 
@@ -51,27 +54,12 @@ class WordNetError(UserError, ValueError):
     """WordNet 3.0 was not found, is incomplete, or another version was found in its place."""
 
 
-class _WordNet30Reader(WordNetCorpusReader):
-    """nltk's reader without its dependence on nltk's downloaded corpora."""
+def _search_folders() -> Iterator[Path]:
+    yield cache_folder("wordnet-3.0")
+    import nltk.data
 
-    def map_wn(self, version: str = "wordnet") -> None:
-        """nltk maps offsets of other versions through corpora/wordnet here; 3.0 is what it would map from."""
-
-    def open(self, file: str) -> Any:
-        if file == "lexnames" and not (Path(str(self.root)) / file).exists():
-            lines = (
-                f"{number:02d}\t{name}\t{_LEXNAME_POS_NUMBER[name.split('.')[0]]}\n"
-                for number, name in enumerate(_LEXNAMES)
-            )
-            return io.StringIO("".join(lines))
-        return super().open(file)
-
-
-def _search_folders() -> list[Path]:
-    folders = [cache_folder("wordnet-3.0")]
-    folders.extend(Path(str(root)) / "corpora" / "wordnet" for root in nltk.data.path)
-    folders.append(Path("/usr/share/wordnet"))
-    return folders
+    yield from (Path(str(root)) / "corpora" / "wordnet" for root in nltk.data.path)
+    yield Path("/usr/share/wordnet")
 
 
 def _read_version(data_noun: Path) -> str | None:
@@ -114,9 +102,10 @@ def find_wordnet(path: str | Path | None = None) -> Path:
             version.
     """
     named = path if path is not None else os.environ.get("WORDNET_HOME")
-    folders = [Path(named).expanduser()] if named else _search_folders()
+    looked = []
     problem = None
-    for folder in folders:
+    for folder in [Path(named).expanduser()] if named else _search_folders():
+        looked.append(str(folder))
         if not (folder / "data.noun").is_file() and (folder / "dict" / "data.noun").is_file():
             folder = folder / "dict"
         try:
@@ -127,19 +116,36 @@ def find_wordnet(path: str | Path | None = None) -> Path:
             problem = problem or error
     if problem is not None:
         raise problem
-    looked = ", ".join(str(folder) for folder in folders)
-    raise WordNetError(f"WordNet {WORDNET_VERSION} was not found; looked in {looked}. {_HOW_TO_GET}")
+    raise WordNetError(f"WordNet {WORDNET_VERSION} was not found; looked in {', '.join(looked)}. {_HOW_TO_GET}")
 
 
 @functools.lru_cache(maxsize=4)
 def _open(folder: Path) -> WordNetCorpusReader:
+    import nltk.data
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+
+    class WordNet30Reader(WordNetCorpusReader):
+        """nltk's reader without its dependence on nltk's downloaded corpora."""
+
+        def map_wn(self, version: str = "wordnet") -> None:
+            """nltk maps offsets of other versions through corpora/wordnet here; 3.0 is what it would map from."""
+
+        def open(self, file: str) -> Any:
+            if file == "lexnames" and not (Path(str(self.root)) / file).exists():
+                lines = (
+                    f"{number:02d}\t{name}\t{_LEXNAME_POS_NUMBER[name.split('.')[0]]}\n"
+                    for number, name in enumerate(_LEXNAMES)
+                )
+                return io.StringIO("".join(lines))
+            return super().open(file)
+
     allowed = [Path(str(root)).expanduser().resolve() for root in nltk.data.path if str(root)]
     if not any(folder.is_relative_to(root) for root in allowed):
         nltk.data.path.append(str(folder))  # nltk opens no file outside of the folders in this list
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The multilingual functions are not available")
         try:
-            return _WordNet30Reader(str(folder), omw_reader=None)
+            return WordNet30Reader(str(folder), omw_reader=None)
         except PermissionError as error:
             raise WordNetError(f"{folder} cannot be read: {error}") from error
 

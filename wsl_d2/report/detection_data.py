@@ -7,10 +7,9 @@ import os
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 
 from wsl_d2.coco import read_coco
-from wsl_d2.data.read.detection import as_8_bits
+from wsl_d2.data.read.detection import read_detection_image
 from wsl_d2.data.read.detection_check import SECONDS_AT_START, check_detection
 from wsl_d2.errors import ConfigError
 from wsl_d2.report.page import page, paragraph, pictures, table
@@ -42,8 +41,7 @@ def detection_data_page(cfg: CfgNode, num_images: int) -> str:
     chosen = np.linspace(0, len(with_objects) - 1, min(num_images, len(with_objects))).astype(int)
     figures = []
     for image in (truth.imgs[with_objects[place]] for place in chosen):
-        with as_8_bits(os.path.join(metadata.image_root, image["file_name"])) as path:
-            pixels = read_image(path, format="RGB")
+        pixels = read_detection_image(os.path.join(metadata.image_root, image["file_name"]))
         figures.append(draw_objects(pixels, objects_of(truth, image["id"]), names, image["file_name"], "annotations"))
     counts = {i: 0 for i in names}
     for row in truth.anns.values():

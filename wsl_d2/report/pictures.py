@@ -6,11 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as mask_api
 
 from wsl_d2.analysis.records import RunError
 from wsl_d2.coco import GroundTruth, read_coco, read_results
+from wsl_d2.data.read.detection import read_detection_image
 from wsl_d2.report.page import Box, picture, pictures
 
 SCORE_SHOWN = 0.5
@@ -73,8 +73,7 @@ def picture_rows(comparison: dict, image_folder: Path, image_ids: list) -> str:
         if not path.is_file():
             raise RunError(f"{path} does not exist; give the folder of the evaluated images.")
         try:
-            with Image.open(path) as opened:
-                pixels = np.asarray(opened.convert("RGB"))
+            pixels = read_detection_image(path)
         except OSError as error:
             raise RunError(f"{path} cannot be read as an image: {error}.") from error
         columns = {"ground truth": objects_of(truth, info["id"])} | {

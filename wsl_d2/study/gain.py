@@ -25,11 +25,12 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from wsl_d2.analysis.study import best_of_sweep
 from wsl_d2.checkpoint import IncompleteLoadError, WeightFile
 from wsl_d2.checkpoint.convert import shape_of
 from wsl_d2.coco import GroundTruth, read_coco
 from wsl_d2.config import find_config_file, load_config
-from wsl_d2.data.read.detection_check import SECONDS_AT_START, check_detection, shared_images
+from wsl_d2.data.read.detection_check import SECONDS_AT_START, check_detection, compare_datasets
 from wsl_d2.errors import ConfigError, FaultsError
 from wsl_d2.files import sha256_of, write_atomically
 from wsl_d2.modeling import RESNEXT_ARCHITECTURES, count_complexity
@@ -209,16 +210,43 @@ def prepare(question: Question, output: str | Path) -> GainStudy:
     digests = {f"SHA-256 of {path.name}": sha256_of(path) for path in (question.train, question.val)}
     claim_folder(output, described | digests, "comparison of pretrainings")
 
-    held_out = set(random.Random(0).sample(sorted(train.imgs), max(1, round(_HELD_OUT * len(train.imgs)))))
+    numbers = sorted(train.imgs)
+    held_out = set(random.Random(0).sample(numbers, max(1, round(_HELD_OUT * len(numbers)))))
+    contents = json.loads(question.train.read_text(encoding="utf-8-sig"))
+    _write_part(contents, train, set(numbers) - held_out, output / "sweep_train.json")
+    _write_part(contents, train, held_out, output / "sweep_val.json")
+    base = _detector(question, output, cfg, train, masks, architecture, batch, iterations)
+    write_atomically(output / "base.yaml", yaml.safe_dump(base, sort_keys=False))
+    for name, twin in twins.items():
+        write_atomically(output / f"{name}.yaml", yaml.safe_dump({"_BASE_": "base.yaml"} | twin, sort_keys=False))
+    cfg = load_config(str(output / f"{question.candidate[0]}.yaml"), list(question.overrides))
+    name, side = cfg.MODEL.BACKBONE.NAME, cfg.INPUT.MIN_SIZE_TEST
+    lines.append(
+        f"{name.removeprefix('build_')}, boxes{' and masks' if cfg.MODEL.MASK_ON else ''}, {len(train.cats)} classes, "
+        f"{iterations:,} steps of {batch} images ({iterations * batch / len(train.imgs):.1f} epochs), short side {side}"
+    )
+    rates = question.rates or tuple(float(f"{usual * factor:.4g}") for factor in _RATES)
+    tasks = {"box AP": "bbox/AP"} | ({"mask AP": "segm/AP"} if cfg.MODEL.MASK_ON else {})
+    seconds = _STARTING + iterations * batch * _seconds_per_image(name, side, question.num_gpus)
+    return GainStudy(question, output, lines, sorted(rates), tasks, round(seconds, 1))
+
+
+def _detector(
+    question: Question,
+    output: Path,
+    cfg: CfgNode,
+    train: GroundTruth,
+    masks: bool,
+    architecture: str | None,
+    batch: int,
+    iterations: int,
+) -> dict:
+    """The config that both sides share."""
     rows: list = [
         ("gain_train", question.train, question.train_images),
         ("gain_val", question.val, question.val_images),
+        *((f"gain_sweep_{part}", output / f"sweep_{part}.json", question.train_images) for part in ("train", "val")),
     ]
-    contents = json.loads(question.train.read_text(encoding="utf-8-sig"))
-    for part in ("train", "val"):
-        path = output / f"sweep_{part}.json"
-        _write_part(contents, train, {i for i in train.imgs if (i in held_out) == (part == "val")}, path)
-        rows.append((f"gain_sweep_{part}", path, question.train_images))
     base: dict = {
         "_BASE_": os.path.abspath(find_config_file(question.config_file)),
         "MODEL": {
@@ -244,8 +272,7 @@ def prepare(question: Question, output: str | Path) -> GainStudy:
     }
     if architecture:
         base["MODEL"]["BACKBONE"] = {"NAME": f"build_{architecture}_fpn_backbone"}
-    side = question.short_side or cfg.INPUT.MIN_SIZE_TEST
-    if question.short_side:
+    if side := question.short_side:
         scale = side / cfg.INPUT.MIN_SIZE_TEST
         longest = round(cfg.INPUT.MAX_SIZE_TEST * scale)
         base["INPUT"] |= {"MIN_SIZE_TRAIN": [side], "MAX_SIZE_TRAIN": longest, "MIN_SIZE_TEST": side}
@@ -254,19 +281,7 @@ def prepare(question: Question, output: str | Path) -> GainStudy:
         base["MODEL"]["ANCHOR_GENERATOR"] = {"SIZES": anchors}
     if not question.num_gpus:
         base["DATALOADER"] = {"NUM_WORKERS": 0}
-    write_atomically(output / "base.yaml", yaml.safe_dump(base, sort_keys=False))
-    for name, twin in twins.items():
-        write_atomically(output / f"{name}.yaml", yaml.safe_dump({"_BASE_": "base.yaml"} | twin, sort_keys=False))
-    cfg = load_config(str(output / f"{question.candidate[0]}.yaml"), list(question.overrides))
-    name = cfg.MODEL.BACKBONE.NAME
-    lines.append(
-        f"{name.removeprefix('build_')}, boxes{' and masks' if cfg.MODEL.MASK_ON else ''}, {len(train.cats)} classes, "
-        f"{iterations:,} steps of {batch} images ({iterations * batch / len(train.imgs):.1f} epochs), short side {side}"
-    )
-    rates = question.rates or tuple(float(f"{usual * factor:.4g}") for factor in _RATES)
-    tasks = {"box AP": "bbox/AP"} | ({"mask AP": "segm/AP"} if cfg.MODEL.MASK_ON else {})
-    seconds = _STARTING + iterations * batch * _seconds_per_image(name, side, question.num_gpus)
-    return GainStudy(question, output, lines, sorted(rates), tasks, round(seconds, 1))
+    return base
 
 
 def choose_rates(
@@ -285,25 +300,25 @@ def choose_rates(
     Raises:
         ConfigError: a side diverged with all of them.
     """
+    whole = []
+    for row in rows:
+        values = [0.0 if math.isnan(value) else value for name, value in row.items() if name.endswith(" AP")]
+        whole.append({**row, "AP": sum(values) / len(values)} if values else row)
+    item = {"series": "arm", "x": "lr", "y": "AP"}
     chosen, lines = {}, []
-    for side in sides:
-        found = {}
-        for row in rows:
-            values = [value for name, value in row.items() if name.endswith(" AP")]
-            if row["arm"] == side and values:
-                found[row["lr"]] = sum(0.0 if math.isnan(value) else value for value in values) / len(values)
-        if not found:
+    for line in best_of_sweep(item, {"arm": list(sides), "lr": list(rates)}, whole)["lines"]:
+        side, points = line["series"], line["points"]
+        if line["best"] is None:
             raise ConfigError(
                 f"{side}: the loss was not finite with any learning rate of {list(rates)}; give lower ones."
             )
-        chosen[side] = max(found, key=lambda lr: found[lr])
-        tried = ", ".join(f"{lr:g}: {found[lr]:.1f}" if lr in found else f"{lr:g}: diverged" for lr in rates)
+        chosen[side] = line["best"]
+        tried = ", ".join(f"{p['x']:g}: " + ("diverged" if p["diverged"] else f"{p['mean']:.1f}") for p in points)
         lines.append(f"{side}: learning rate {chosen[side]:g} (mean AP on held-out training images {tried})")
-        if not any(found.values()):
+        if not any(point["mean"] > 0 for point in points):
             lines.append("  no rate led to a detector that finds anything; give longer trainings")
-        elif chosen[side] in (rates[0], rates[-1]):
-            end = "lowest" if chosen[side] == rates[0] else "highest"
-            lines.append(f"  the {end} that was tried is the best; others may be better: --learning-rates")
+        elif line["at_end"]:
+            lines.append(f"  the {line['at_end']} that was tried is the best; others may be better: --learning-rates")
     return chosen, lines
 
 
@@ -316,13 +331,10 @@ def _check(question: Question) -> list[str]:
             (question.val, question.val_images, False),
         )
     )
-    errors = [*train.errors, *val.errors]
-    if train.classes != val.classes:
-        errors.append(f"{val.source}: its categories are not those of {train.source}, in the same order of ids.")
-    if errors:
+    compare_datasets(train, val)
+    if errors := [*train.errors, *val.errors]:
         raise FaultsError(errors)
-    found = shared_images(train, val)
-    return [*train.warnings, *val.warnings, *([f"{val.source}: {found}"] if found else [])]
+    return [*train.warnings, *val.warnings]
 
 
 def _read(weights: str) -> WeightFile | None:

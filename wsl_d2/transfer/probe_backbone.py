@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
-from scipy import stats
 
 from wsl_d2.checkpoint import load_backbone
 from wsl_d2.data import HashtagDataset, register_datasets
@@ -58,6 +57,8 @@ def probe_backbone(
         ProbeError: the datasets' vocabularies differ, an image has not exactly one label, or a class too few images.
         IncompleteLoadError, PixelStatisticsError, ShardError: weights or datasets that cannot be used.
     """
+    from scipy import stats  # every training imports this module, and none waits for scipy
+
     output = Path(output)
     if cfg.MODEL.META_ARCHITECTURE != "HashtagClassifier":
         raise ProbeError(

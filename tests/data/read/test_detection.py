@@ -8,7 +8,6 @@ import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from detectron2.data.detection_utils import read_image
 from odd_images import exif_bytes
 from PIL import Image
 from toy_data import jpeg
@@ -17,7 +16,12 @@ from toy_detections import random_detections, random_keypoints, random_world
 from wsl_d2 import add_wsl_config
 from wsl_d2.coco import CocoError
 from wsl_d2.data import register_coco_dataset
-from wsl_d2.data.read.detection import as_8_bits, build_resumable_detection_train_loader, load_coco_dataset
+from wsl_d2.data.read.detection import (
+    as_8_bits,
+    build_resumable_detection_train_loader,
+    load_coco_dataset,
+    read_detection_image,
+)
 
 
 @pytest.fixture()
@@ -151,8 +155,7 @@ def test_16_bits_are_scaled_as_in_pretraining(tmp_path, register):
         row["file_name"] = f"{row['id']}.png"
         Image.fromarray(values).save(tmp_path / row["file_name"], exif=exif_bytes(3))
     upright = values[::-1, ::-1]
-    with as_8_bits(tmp_path / "1.png") as path:
-        assert (read_image(path, "BGR") == np.round(upright / 257).astype(np.uint8)[:, :, None]).all()
+    assert (read_detection_image(tmp_path / "1.png") == np.round(upright / 257).astype(np.uint8)[:, :, None]).all()
     (tmp_path / "toy.jpg").write_bytes(jpeg(0))
     with as_8_bits(tmp_path / "toy.jpg") as path:
         assert path == str(tmp_path / "toy.jpg")

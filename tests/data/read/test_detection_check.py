@@ -17,7 +17,7 @@ from toy_data import jpeg
 from wsl_d2 import add_wsl_config
 from wsl_d2.coco import CocoError
 from wsl_d2.data import register_coco_dataset
-from wsl_d2.data.read.detection_check import check_detection, check_run, shared_images
+from wsl_d2.data.read.detection_check import check_detection, check_run, compare_datasets
 from wsl_d2.errors import FaultsError
 
 WIDTH, HEIGHT = 64, 48
@@ -191,12 +191,15 @@ def test_each_fault_is_one_line(tmp_path, fault):
 def test_images_of_both_sets_are_found_under_any_name(tmp_path):
     train, val = (write(tmp_path / name, good_world()) for name in ("train", "val"))
     checks = [check_detection(path, path.parent) for path in (train, val)]
-    assert shared_images(*checks) is None
+    compare_datasets(*checks)
+    assert not [*checks[1].errors, *checks[1].warnings]
     shutil.copy(train.parent / "3.jpg", val.parent / "1.jpg")
-    found = shared_images(checks[0], check_detection(val, val.parent))
-    assert found.count == 1 and found.examples == ("1.jpg",)
-    assert shared_images(checks[0], checks[0]).count == 4
-    assert shared_images(checks[0], check_detection(train, train.parent, seconds=0)) is None
+    found = check_detection(val, val.parent)
+    compare_datasets(checks[0], found)
+    assert [(finding.count, finding.examples) for finding in found.findings] == [(1, ("1.jpg",))]
+    unread = check_detection(train, train.parent, seconds=0)
+    compare_datasets(checks[0], unread)
+    assert not unread.findings
 
 
 @pytest.fixture()

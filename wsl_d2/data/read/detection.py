@@ -17,6 +17,7 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -95,6 +96,17 @@ def as_8_bits(path: str | Path) -> Iterator[str]:
         Image.fromarray(pixels).save(copy, "PPM")
         copy.flush()
         yield copy.name
+
+
+def read_detection_image(path: str | Path, input_format: str = "RGB") -> np.ndarray:
+    """Returns (H, W, 3) uint8, upright, as detectors are trained on it: Detectron2's ``read_image``, for images of 16
+    bits, too.
+
+    Raises:
+        OSError: the file is missing or no image.
+    """
+    with as_8_bits(path) as readable:
+        return read_image(readable, format=input_format)
 
 
 class DetectionMapper(DatasetMapper):

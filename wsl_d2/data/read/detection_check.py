@@ -8,7 +8,6 @@ goes, in random order.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import random
 import time
@@ -309,27 +308,30 @@ def _existing(paths: Iterable[str]) -> set[str]:
     return found
 
 
-def shared_images(train: DetectionCheck, val: DetectionCheck) -> Finding | None:
-    """Images of one dataset that are in the other, too, byte for byte; None if none was found.
+def compare_datasets(train: DetectionCheck, val: DetectionCheck) -> None:
+    """Adds to ``val``'s check what it may not share with ``train``, and what it must.
 
-    Only files that were read in both are compared.
+    Images that are in both, byte for byte, are a warning; only files that were read in both are compared. Other
+    categories, or another order of their ids, are an error.
     """
     known: dict[tuple[int, str], list[str]] = {}
     for path, content in train.contents.items():
         known.setdefault(content, []).append(path)
     shared = [
-        path
+        os.path.basename(path)
         for path, content in val.contents.items()
         if any(_same_bytes(path, other) for other in known.get(content, ()))
     ]
-    if not shared:
-        return None
-    return Finding(
+    val.add(
         f"of {len(val.contents):,} image files are in {train.source}, too",
-        len(shared),
-        tuple(os.path.basename(path) for path in shared[:_EXAMPLES]),
+        shared,
         "AP on images that were trained on says nothing; `wsl-d2 duplicates` also finds near-duplicates",
     )
+    if train.classes != val.classes:
+        val.problems.append(
+            f"its categories are {_listed(val.classes)}, those of {train.source} {_listed(train.classes)}; both must "
+            "have the same, in the same order of ids."
+        )
 
 
 def _same_bytes(path: str, other: str) -> bool:
@@ -383,18 +385,12 @@ def _check_datasets(cfg: CfgNode, train: Sequence[str]) -> tuple[list[str], list
             errors.append(str(error))
             continue
         checks[name] = check
+        for other in train:
+            if name not in train and other in checks:
+                compare_datasets(checks[other], check)
         counts = ", ".join(f"{count:,} {what}" for what, count in check.facts if count)
         lines += [f"{name}: {counts}; checked in {check.seconds:.1f} s", *check.warnings]
         errors += check.errors
-    for test, other in itertools.product(cfg.DATASETS.TEST, train):
-        if test != other and test in checks and other in checks:
-            found, source = shared_images(checks[other], checks[test]), checks[test].source
-            lines += [f"{source}: {found}"] if found else []
-            if checks[test].classes != checks[other].classes:
-                errors.append(
-                    f"{source}: its categories are {_listed(checks[test].classes)}, those of {checks[other].source} "
-                    f"{_listed(checks[other].classes)}; both must have the same, in the same order of ids."
-                )
     return lines, errors
 
 
