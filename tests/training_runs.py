@@ -1,5 +1,6 @@
 """Runs of tools/train_net.py on a toy dataset, each in its own process; and what they leave behind."""
 
+import ctypes
 import itertools
 import json
 import multiprocessing
@@ -77,7 +78,10 @@ def _preload() -> None:
     os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
 
 
-def _in_fork(arguments: list[str], environ: dict, log: str, script: str) -> None:
+def _in_fork(arguments: list[str], environ: dict, log: str, script: str, namespace: str) -> None:
+    if namespace:
+        with open(f"/run/netns/{namespace}") as file:
+            assert ctypes.CDLL(None).setns(file.fileno(), 0) == 0, namespace
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{log}.{name}", os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
@@ -94,10 +98,14 @@ class Run:
     Args:
         script: in place of tools/train_net.py, to inject a fault.
         environ: added to the environment, such as torchrun's variables.
+        namespace: of the network, for a forked run; see network.py.
+        own_group: with ``launcher``: it leads a group of processes, to which signals can be sent.
         kwargs: of :func:`command`.
     """
 
-    def __init__(self, datasets, output, *, script="", launcher=None, environ=None, **kwargs):
+    def __init__(
+        self, datasets, output, *, script="", launcher=None, environ=None, namespace="", own_group=False, **kwargs
+    ):
         self.log = os.path.join(_logs.name, str(next(_numbers)))
         everything = environment(datasets) | (environ or {})
         arguments = command(output, launcher=launcher or (), **kwargs)
@@ -107,11 +115,13 @@ class Run:
                 path.write_text(script)
                 arguments[arguments.index(str(ROOT / "tools" / "train_net.py"))] = str(path)
             with open(f"{self.log}.stdout", "w") as out, open(f"{self.log}.stderr", "w") as err:
-                self.process = subprocess.Popen(arguments, env=everything, stdout=out, stderr=err)
+                self.process = subprocess.Popen(
+                    arguments, env=everything, stdout=out, stderr=err, start_new_session=own_group
+                )
         else:
             _preload()
             script = script or f"{_RUN}run_command_line()"
-            self.process = _FORKS.Process(target=_in_fork, args=(arguments, everything, self.log, script))
+            self.process = _FORKS.Process(target=_in_fork, args=(arguments, everything, self.log, script, namespace))
             self.process.start()
 
     @property
@@ -260,3 +270,9 @@ def wait_for_records(run: Run, output: Path, number: int) -> None:
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= number):
         assert run.returncode is None and time.monotonic() < deadline, run.output[-3000:]
         time.sleep(0.002)
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and theirs."""
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
+    return [number for child in map(int, children) for number in (child, *descendants(child))]

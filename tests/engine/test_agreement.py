@@ -1,6 +1,8 @@
 """Flags that all processes agree on, and the names of processes that are lost."""
 
+import socket
 import threading
+import types
 
 import pytest
 import torch
@@ -42,7 +44,7 @@ def test_what_was_agreed_stays_until_the_next_exchange():
     assert own.agreed_signal == 0
 
 
-def describe():
+def lose_contact():
     """Rank 1 waits for data at iteration 3, rank 0 computes iteration 4."""
     import torch.distributed as dist
     from detectron2.utils import comm
@@ -50,19 +52,64 @@ def describe():
     heartbeat = Heartbeat()
     heartbeat.note(4 - comm.get_rank(), ["computing", "waiting for data"][comm.get_rank()])
     dist.barrier()
-    described = heartbeat.describe()
     with pytest.raises(LostProcessError) as lost, heartbeat.name_lost_processes():
-        raise RuntimeError("Connection closed by peer [127.0.0.1]\nmore lines")
+        raise RuntimeError("[/gloo/pair.cc:78] Connection closed by peer [127.0.0.1]\nmore lines")
     with pytest.raises(RuntimeError, match="of another kind"), heartbeat.name_lost_processes():
         raise RuntimeError("of another kind")
-    return described, str(lost.value)
+    return str(lost.value)
 
 
 def test_processes_that_are_behind_are_named_first():
-    (described, lost), (same, _) = in_processes(2, describe)
-    assert described == same == "rank 1: iteration 3, waiting for data, rank 0: iteration 4, computing"
-    assert lost.startswith("rank 0 lost contact with other processes at iteration 4 (Connection closed by peer")
-    assert described in lost and "more lines" not in lost and "--resume" in lost
+    lost = in_processes(2, lose_contact)
+    for rank in range(2):
+        assert lost[rank].startswith(
+            f"rank {rank} lost contact with other processes at iteration {4 - rank} (Connection closed by peer"
+        )
+        host = socket.gethostname()
+        states = f"rank 1: iteration 3, waiting for data on {host}, rank 0: iteration 4, computing on {host}."
+        assert f"Last known state: {states}" in lost[rank]
+        assert "more lines" not in lost[rank] and "--resume" in lost[rank]
+
+
+def lose_the_last():
+    """Rank 2 has lost nothing: it does not answer. Returns what the others say, and whether they were ended."""
+    import torch.distributed as dist
+    from detectron2.utils import comm
+
+    ended = threading.Event()
+    agreement._SECONDS_TO_ANSWER, agreement._SECONDS_TO_END = 1.0, 0.1
+    agreement.os = types.SimpleNamespace(_exit=lambda status: ended.set())
+    heartbeat = Heartbeat()
+    heartbeat.note(7, "computing")
+    dist.barrier()
+    if comm.get_rank() == 2:
+        return ""
+    with pytest.raises(LostProcessError) as lost, heartbeat.name_lost_processes():
+        raise RuntimeError("Timed out waiting 1000ms for recv operation to complete")
+    assert ended.wait(30)
+    return str(lost.value)
+
+
+def test_the_lost_process_alone_is_named_and_the_others_end_whatever_they_wait_for():
+    for text in in_processes(3, lose_the_last)[:2]:
+        assert "lost contact with rank 2 at iteration 7" in text
+        assert "Last known state: rank 2: iteration 7, computing on " in text and "rank 1:" not in text
+
+
+class SilentStore:
+    """The store of a host that is cut off."""
+
+    host = "node0"
+
+    def set(self, key, value):
+        threading.Event().wait()
+
+
+def test_a_store_that_does_not_answer_is_the_lost_one(monkeypatch):
+    monkeypatch.setattr(agreement, "_SECONDS_TO_ANSWER", -1.9)  # 0.1 s in all
+    heartbeat = Heartbeat()
+    heartbeat._store = SilentStore()
+    assert heartbeat.find_lost() == ("rank 0 (node0)", "unknown, as it is kept there")
 
 
 def test_errors_of_a_lone_process_are_its_own():
@@ -95,4 +142,4 @@ def test_a_process_that_hangs_is_ended_and_one_that_pauses_is_not(monkeypatch, c
 def test_without_a_timeout_nothing_watches():
     heartbeat = Heartbeat(timeout_seconds=0)
     heartbeat.note(1, "computing")
-    assert heartbeat._watcher is None and heartbeat.describe() == ""
+    assert heartbeat._watcher is None

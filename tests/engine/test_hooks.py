@@ -10,8 +10,9 @@ from torch import nn
 from wsl_d2.checkpoint import WeightFile, convert_file
 from wsl_d2.engine.agreement import Agreement
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
-from wsl_d2.engine.hooks import MAX_FAILED_SAVES, REQUEUE_EXIT_CODE, SaveCheckpoints, StopOnSignal, UnsavedError
+from wsl_d2.engine.hooks import MAX_FAILED_SAVES, SaveCheckpoints, StopOnSignal, UnsavedError
 from wsl_d2.engine.plan import open_plan
+from wsl_d2.engine.signals import REQUEUE_SIGNALS, STOP_SIGNALS, Stopped
 from wsl_d2.engine.trainer import WSLTrainer
 
 
@@ -91,14 +92,25 @@ def test_failed_saves_in_a_row_end_the_run_and_a_good_one_forgives_them(tmp_path
     assert names(tmp_path / "b") == ["model_0000001.pth"] and trainer.iter == 8  # the step after the third failure
 
 
+def test_what_is_kept_after_a_failed_save_is_what_is_there(tmp_path, caplog):
+    trainer = failing(FakeTrainer(tmp_path, 12), lambda name: name != "model_0000003")
+    with pytest.raises(UnsavedError, match=r"the older ones are kept, the newest is model_0000003\.pth"):
+        trainer.run(SaveCheckpoints(2, keep=9, in_background=False))
+    (tmp_path / "model_0000003.pth").unlink()
+    caplog.clear()
+    with pytest.raises(UnsavedError, match=f"{tmp_path} holds no checkpoint to resume from"):
+        failing(FakeTrainer(tmp_path, 12), lambda name: True).run(SaveCheckpoints(2, keep=9, in_background=False))
+    assert "are kept" not in caplog.text
+
+
 def test_a_last_save_that_fails_is_an_error(tmp_path):
     trainer = failing(FakeTrainer(tmp_path, 3), lambda name: name == "model_final")
     with pytest.raises(UnsavedError, match="the last checkpoint could not be saved: .*No space left"):
         trainer.run(SaveCheckpoints(2, keep=1))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_signal_saves_at_the_end_of_the_step_and_asks_to_be_requeued(tmp_path, number):
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_saves_at_the_end_of_the_step_and_ends_the_run(tmp_path, number):
     class Signalled(SaveCheckpoints):
         def after_step(self):
             super().after_step()
@@ -110,12 +122,14 @@ def test_a_signal_saves_at_the_end_of_the_step_and_asks_to_be_requeued(tmp_path,
     trainer = FakeTrainer(tmp_path, 10)
     saving = Signalled(100, keep=1)
     stopping = StopOnSignal(saving, exchange=True)
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(Stopped) as stop:
         trainer.run(saving, stopping)
     stopping.after_train()  # as Detectron2's training loop does in any case
-    assert stop.value.code == REQUEUE_EXIT_CODE == 75
+    assert stop.value.code == (130 if number == signal.SIGINT else 75)
+    assert stop.value.asks_for_requeue == (number in REQUEUE_SIGNALS)
     assert names(tmp_path) == ["model_0000003.pth"]
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(number) != before  # the process ends, and no other signal may disturb that
+    signal.signal(number, before)
 
 
 def test_a_signal_in_the_last_step_lets_the_run_end(tmp_path):

@@ -1,15 +1,24 @@
 """How a process of a run finds the others, and how its error reaches the user."""
 
 import argparse
+import multiprocessing
+import signal
 import socket
+import subprocess
+import threading
+import time
 
 import pytest
+import torch
 from processes import in_processes
 from torch.multiprocessing import ProcessRaisedException
 
 from wsl_d2.engine import launch
+from wsl_d2.engine.agreement import LostProcessError
+from wsl_d2.engine.arguments import add_arguments
 from wsl_d2.engine.launch import start
-from wsl_d2.errors import UserError
+from wsl_d2.engine.main import run
+from wsl_d2.errors import ConfigError, UserError
 
 ARGS = argparse.Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
 
@@ -59,6 +68,73 @@ def test_without_all_variables_of_torchrun_detectron2_launches(monkeypatch, vari
     ((main, number), options), *more = calls
     assert (main, number, more) == (print, 2, [])
     assert options["args"] == (ARGS,) and options["timeout"].total_seconds() == 5
+
+
+def test_processes_that_do_not_come_are_announced_with_the_time_left(monkeypatch, capsys):
+    monkeypatch.setattr(launch, "_SECONDS_BETWEEN_NOTES", 0.01)
+    with launch._meeting("the 2 machines of the run at tcp://n1:1", 1800):
+        time.sleep(0.2)
+    assert capsys.readouterr().out.startswith(
+        "waiting for the 2 machines of the run at tcp://n1:1; 1800 s left (SOLVER.PROCESS_TIMEOUT_SECONDS)\n"
+    )
+
+
+def test_a_meeting_that_torch_does_not_end_is_ended_by_force_with_its_children(monkeypatch, capsys):
+    ended = threading.Event()
+    monkeypatch.setattr(launch, "_SECONDS_BEYOND_TIMEOUT", 0.1)
+    monkeypatch.setattr(launch.os, "_exit", lambda status: (ended.set(), threading.Event().wait()))
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    child.start()
+    with launch._meeting("the 2 machines of the run at tcp://n1:1", 0.1):
+        assert ended.wait(30)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert "wsl-d2: the 2 machines of the run at tcp://n1:1 did not all meet within 0 s" in capsys.readouterr().err
+
+
+def test_processes_that_do_not_meet_are_one_line(monkeypatch):
+    with pytest.raises(LostProcessError, match=r"did not all meet within 9 s .*: Timed out after 9 seconds waiting"):
+        with launch._meeting("the 2 machines", 9):
+            text = "Traceback\ntorch.distributed.DistStoreError: Timed out after 9 seconds waiting"
+            raise ProcessRaisedException(text, 0, 1)
+    for error in (RuntimeError("of another kind"), ConfigError("the peer of a key")):
+        with pytest.raises(type(error), match=str(error)), launch._meeting("the 2 machines", 9):
+            raise error
+
+
+SRUN = {
+    "STEP_NUM_TASKS": "16",
+    "STEP_TASKS_PER_NODE": "8(x2)",
+    "PROCID": "9",
+    "LOCALID": "1",
+    "STEP_NODELIST": "n[1-2]",
+}
+
+
+def test_tasks_of_srun_are_processes_of_one_run(monkeypatch):
+    names = subprocess.CompletedProcess([], 0, "n1\nn2\n")
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: names)
+    assert launch.variables_of_srun() == {}
+    for name, value in (SRUN | {"JOB_ID": "41", "STEP_ID": "0"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    found = launch.variables_of_srun()
+    assert found.keys() == launch._TORCHRUN_VARIABLES | {"MASTER_ADDR", "MASTER_PORT"}
+    assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"], found["LOCAL_WORLD_SIZE"]) == ("9", "16", "1", "8")
+    assert found["MASTER_ADDR"] == "n1"
+    monkeypatch.setenv("SLURM_STEP_ID", "1")
+    assert launch.variables_of_srun()["MASTER_PORT"] != found["MASTER_PORT"]
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "8,4")
+    with pytest.raises(ConfigError, match="srun starts 8,4 tasks on its nodes; use as many on each"):
+        launch.variables_of_srun()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_found_before_processes_are_started():
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    config = ["--config-file", "Hashtag-Pretraining/X_101_32x8d_17k.yaml"]
+    with pytest.raises(ConfigError, match="MODEL.DEVICE is 'cuda', but no GPU can be used; add `MODEL.DEVICE cpu`"):
+        run(parser.parse_args([*config, "--num-gpus", "8", "MODEL.DEVICE", "cuda"]))
 
 
 TRACEBACK = """

@@ -1,15 +1,22 @@
 """Writers of metrics: what they write, and that their failures end nothing."""
 
+import json
 import sys
 import types
 
 import pytest
 from detectron2.config import get_cfg
-from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventStorage, TensorboardXWriter
 
 from wsl_d2 import add_wsl_config
 from wsl_d2.engine import writers
-from wsl_d2.engine.writers import GuardedWriter, PretrainingPrinter, build_writers, start_wandb
+from wsl_d2.engine.writers import (
+    GuardedWriter,
+    MetricsWriter,
+    PretrainingPrinter,
+    build_writers,
+    start_wandb,
+)
 from wsl_d2.errors import ConfigError
 
 
@@ -34,6 +41,55 @@ def test_a_failing_writer_is_logged_once_and_tried_again(caplog):
         "Failing failed (ConnectionError: no answer); training goes on, metrics may be missing there. Further failures "
         "of it are not logged."
     ]
+
+
+class FullDisk:
+    """Stands in for a file: takes some bytes, and then none."""
+
+    def __init__(self, file, room: int):
+        self.file, self.room = file, room
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, data: bytes) -> int:
+        taken = data[: self.room]
+        if not taken:
+            raise OSError(28, "No space left on device")
+        self.room -= len(taken)
+        return self.file.write(taken)
+
+
+def write_record(writer, iteration: int) -> None:
+    with EventStorage(iteration) as storage:
+        storage.put_scalar("loss", 0.5)
+        writer.write()
+
+
+def test_metrics_that_a_full_disk_has_no_room_for_are_written_whole_when_it_has(tmp_path):
+    path = tmp_path / "metrics.json"
+    writer = MetricsWriter(path)
+    write_record(writer, 0)
+    file = writer._file_handle._file
+    writer._file_handle._file = FullDisk(file, room=10)
+    for iteration in (1, 2):
+        with pytest.raises(OSError, match="No space"):
+            write_record(writer, iteration)
+        assert path.read_text() == '{"iteration": 0, "loss": 0.5}\n'
+    writer._file_handle._file = file
+    write_record(writer, 3)
+    writer.close()
+    assert [json.loads(line)["iteration"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("torn", ["", '{"iteration": 1, "lo', '{"iteration": 1'])
+def test_a_torn_line_of_a_killed_run_is_removed_before_the_next_record(tmp_path, torn):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 0, "loss": 1.0}\n' + torn)
+    writer = MetricsWriter(path)
+    write_record(writer, 1)
+    writer.close()
+    assert path.read_text() == '{"iteration": 0, "loss": 1.0}\n{"iteration": 1, "loss": 0.5}\n'
 
 
 def test_the_printer_adds_a_line_of_pretrainings_own_metrics(monkeypatch):
@@ -85,7 +141,7 @@ def test_a_run_has_guarded_writers_and_wandb_if_asked_for(tmp_path, wandb):
     cfg.OUTPUT_DIR = str(tmp_path)
     found = build_writers(cfg, max_iter=10)
     assert all(isinstance(writer, GuardedWriter) for writer in found)
-    assert [type(writer.writer) for writer in found] == [PretrainingPrinter, JSONWriter, TensorboardXWriter]
+    assert [type(writer.writer) for writer in found] == [PretrainingPrinter, MetricsWriter, TensorboardXWriter]
     assert not wandb
     cfg.WANDB.PROJECT = "mine"
     build_writers(cfg, 10)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+import subprocess
 import threading
 
 import numpy as np
@@ -295,3 +297,59 @@ def test_milestones_are_kept_and_old_checkpoints_removed(datasets, tmp_path):
     train(datasets, tmp_path, SOLVER__CHECKPOINTS_TO_KEEP=1, SOLVER__CHECKPOINT_MILESTONES="(7, 10)")
     assert names(tmp_path) == ["model_0000006.pth", "model_0000009.pth", "model_0000027.pth", "model_final.pth"]
     assert len(list(tmp_path.glob("model_*.sha256"))) == 4
+
+
+@pytest.fixture()
+def small_disk(tmp_path):
+    """A file system of 60 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"needs a file system of its own: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+FILLS = (
+    INJECT
+    + """
+def fill(loop, path=sys.argv[-1] + "/filler"):
+    if loop.iter == 10:
+        with open(path, "wb", buffering=0) as file:
+            try:
+                while file.write(bytes(100)):
+                    pass
+            except OSError:
+                pass
+    elif loop.iter == 22:
+        os.remove(path)
+    elif loop.iter == {dies}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+before_step(fill)
+run_command_line()
+"""
+)
+
+
+def test_a_disk_full_for_a_while_costs_two_checkpoints_and_one_line_of_each_writer(
+    datasets, whole_run, small_disk, survived
+):
+    run = train(datasets, small_disk, script=FILLS.replace("{dies}", "None"))
+    assert run.stdout.count("could not be saved") == 2
+    assert run.stdout.count("MetricsWriter failed (OSError: [Errno 28] No space left on device)") == 1
+    assert run.stderr.count(f"{small_disk}/log.txt: No space left on device") == 1
+    assert "Traceback" not in run.output
+    assert losses(small_disk) == losses(whole_run)
+    assert_same_state(small_disk, whole_run)
+    survived(8, "", 1, "the log and the metrics are one warning each, and no record of metrics.json is lost")
+
+
+def test_a_run_killed_on_a_full_disk_leaves_whole_records(datasets, whole_run, small_disk, survived):
+    run = train(datasets, small_disk, check=False, script=FILLS.replace("{dies}", "15"))
+    assert run.returncode == -signal.SIGKILL and sorted(losses(small_disk))[-1] < 15
+    (small_disk / "filler").unlink()
+    train(datasets, small_disk, flags=["--resume"])
+    assert losses(small_disk) == losses(whole_run)
+    survived(8, "", 1, "the log and the metrics are one warning each, and no record of metrics.json is lost")

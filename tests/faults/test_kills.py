@@ -3,12 +3,21 @@
 import os
 import random
 import signal
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from training_runs import INJECT, TORCHRUN, Run, assert_same_state, dies_at, losses, train, wait_for_records
+from training_runs import (
+    INJECT,
+    TORCHRUN,
+    Run,
+    assert_same_state,
+    descendants,
+    dies_at,
+    losses,
+    train,
+    wait_for_records,
+)
 
 from wsl_d2.engine.checkpointer import AtomicCheckpointer, find_damage
 
@@ -44,11 +53,6 @@ def kill_until_finished(datasets, output, seed: int, launcher=None, longest=1.6,
         run.wait()
         recorded = max(losses(output), default=-1) if (output / "metrics.json").exists() else -1
         behind.append(recorded - newest_whole_checkpoint(output))
-
-
-def descendants(pid: int) -> list[int]:
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
-    return [number for child in map(int, children) for number in (child, *descendants(child))]
 
 
 @pytest.mark.timeout(1200)

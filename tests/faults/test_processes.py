@@ -1,8 +1,13 @@
 """Rows 4, 5, 6, 9, 12, 14 and 28 of the fault matrix: processes that die, hang, are told to stop, come or go."""
 
+import functools
 import json
+import os
+import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,9 +15,12 @@ import pytest
 import torch
 from training_runs import (
     INJECT,
+    ROOT,
     TORCHRUN,
     Run,
     assert_same_state,
+    command,
+    environment,
     losses,
     start_processes,
     train,
@@ -90,7 +98,7 @@ def test_a_process_that_hangs_ends_all_and_is_named(datasets, tmp_path, survived
     hung = time.monotonic()
     assert run.wait(timeout=60) != 0
     seconds = time.monotonic() - hung
-    assert "rank 0 lost contact with other processes at iteration 9" in run.output
+    assert "rank 0 lost contact with rank 1 at iteration 9" in run.output
     assert "rank 1: iteration 9, waiting for data" in run.output
     assert seconds < 20 and not processes_of(tmp_path)
     survived(5, "one of two processes hangs, time-out 8 s", 1, f"both ended after {seconds:.0f} s, rank and step named")
@@ -124,14 +132,15 @@ def test_a_stalled_data_worker_ends_the_run(datasets, tmp_path, survived):
     survived(5, "", 1, "a data worker that stalls ends the run with the reason")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_saves_and_exits_for_requeueing(whole_run, datasets, tmp_path, number, survived):
     stopped = Run(datasets, tmp_path)
     wait_for_records(stopped, tmp_path, 3)
     stopped.send_signal(number)
     time.sleep(0.02)
-    stopped.send_signal(number)  # the second one changes nothing
-    assert stopped.wait() == 75
+    stopped.send_signal(number)  # the second one changes nothing; of Ctrl-C, one that a launcher sends on
+    assert stopped.wait() == (130 if number == signal.SIGINT else 75)
+    assert "Traceback" not in stopped.output
     assert f"{number.name}: saved after" in stopped.output
     saved = len(losses(tmp_path))
     assert (tmp_path / "last_checkpoint").read_text() == f"model_{saved - 1:07d}.pth"
@@ -139,7 +148,45 @@ def test_a_signal_saves_and_exits_for_requeueing(whole_run, datasets, tmp_path, 
     assert f"Starting training from iteration {saved}" in resumed.output
     assert losses(tmp_path) == losses(whole_run)
     assert_same_state(tmp_path, whole_run)
-    survived(6, "SIGTERM, SIGUSR1 or SIGUSR2 to one process or to torchrun", 1, "all save the same step, exit with 75")
+    survived(6, "a signal or Ctrl-C to one process, to all or to torchrun", 1, "all save the same step, exit with 75")
+
+
+SAVES_SLOWLY = (
+    INJECT
+    + """
+from wsl_d2.engine import checkpointer
+checkpointer.write_checkpoint = lambda path, data: time.sleep(600)
+run_command_line()
+"""
+)
+
+
+def test_a_second_ctrl_c_ends_at_once(datasets, tmp_path, survived):
+    run = Run(datasets, tmp_path, script=SAVES_SLOWLY, SOLVER__CHECKPOINT_PERIOD=1000)
+    wait_for_records(run, tmp_path, 3)
+    run.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    assert run.returncode is None
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=20) == 130
+    assert "Traceback" not in run.output
+    survived(6, "", 1, "a second Ctrl-C ends at once")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_to_a_whole_group_of_processes_saves(datasets, tmp_path, number, survived):
+    """As the terminal, scancel and SLURM's time limit send it: the data workers get it, too."""
+    launcher = [sys.executable]
+    flags = ["--num-gpus", "2", "--dist-url", "auto"]
+    run = Run(datasets, tmp_path, launcher=launcher, flags=flags, own_group=True, DATALOADER__NUM_WORKERS=2)
+    wait_for_records(run, tmp_path, 3)
+    os.killpg(run.pid, number)
+    assert run.wait(timeout=60) == (130 if number == signal.SIGINT else 75), run.output[-3000:]
+    assert run.output.count(": saved after") == 1 and "Traceback" not in run.output, run.output[-3000:]
+    saved = len(losses(tmp_path))
+    assert (tmp_path / "last_checkpoint").read_text() == f"model_{saved - 1:07d}.pth"
+    assert not processes_of(tmp_path)
+    survived(6, "", 1, "all save the same step, exit with 75")
 
 
 def test_a_signal_to_one_process_of_two_stops_both_at_one_step(datasets, whole_run_of_two, tmp_path, survived):
@@ -164,6 +211,61 @@ def test_a_signal_to_torchrun_reaches_all(datasets, whole_run_of_two, tmp_path, 
     train_together(datasets, tmp_path, 2, flags=["--resume"])
     assert losses(tmp_path) == losses(whole_run_of_two)
     survived(6, "", 1, "and resume bit-identically")
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
+def test_a_signal_that_ends_torchrun_alone_leaves_no_process_behind(datasets, tmp_path, number, survived):
+    run = Run(datasets, tmp_path, launcher=TORCHRUN, SOLVER__TOTAL_IMAGES=80_000)
+    wait_for_records(run, tmp_path, 3)
+    run.send_signal(number)
+    assert run.wait() == -number
+    deadline = time.monotonic() + 60
+    while processes_of(tmp_path):
+        assert time.monotonic() < deadline, run.output[-3000:]
+        time.sleep(0.1)
+    assert "SIGTERM: saved after" in run.output
+    survived(6, "", 1, "also when torchrun itself dies of the signal")
+
+
+@pytest.fixture()
+def fake_slurm(tmp_path, monkeypatch):
+    """srun that starts its command, and scontrol that notes its arguments; returns the file of these."""
+    folder, notes = tmp_path / "bin", tmp_path / "scontrol.txt"
+    folder.mkdir()
+    scontrol = f'#!/bin/sh\n[ "$1" = show ] && echo localhost || echo "$*" >> {notes}\n'
+    for name, content in (("srun", '#!/bin/sh\nexec "$@"\n'), ("scontrol", scontrol)):
+        (folder / name).write_text(content)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    number = str(random.randrange(100_000))
+    for name, value in {"JOB_ID": number, "JOB_NODELIST": "n1", "NNODES": "1", "GPUS_ON_NODE": "2"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    return notes
+
+
+def test_the_script_for_torchrun_on_slurm_saves_and_requeues(
+    datasets, whole_run_of_two, tmp_path, fake_slurm, monkeypatch, survived
+):
+    """With stand-ins for SLURM's commands; SLURM sends the signal to the script alone."""
+    script, out = ["bash", str(ROOT / "tools" / "torchrun.sbatch")], tmp_path / "out"
+    arguments = command(out)[1:]
+    start = functools.partial(subprocess.Popen, cwd=ROOT, env=environment(datasets))
+    with start([*script, *arguments]) as job:
+        while not (out / "metrics.json").exists() or len(losses(out)) < 3:
+            assert job.poll() is None
+            time.sleep(0.01)
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(120) == 0
+    assert fake_slurm.read_text() == f"requeue {os.environ['SLURM_JOB_ID']}\n" and not processes_of(out)
+    assert len(losses(out)) < 30
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # as SLURM sets it, which resumes
+    with start([*script, *arguments]) as job:
+        assert job.wait(120) == 0
+    assert losses(out) == losses(whole_run_of_two)
+    with start([*script, *arguments, "NO.KEY", "1"]) as job:
+        assert job.wait(120) == 1
+    assert len(fake_slurm.read_text().splitlines()) == 1
+    survived(6, "", 1, "under tools/torchrun.sbatch the job is requeued")
 
 
 CANNOT_SAVE = (
@@ -194,6 +296,7 @@ def test_saves_that_fail_on_one_process_end_all_of_them(datasets, tmp_path, surv
 NOTES_KEYS = (
     INJECT
     + """
+import functools
 import json
 next_batch = PretrainLoop._next_batch
 
@@ -286,6 +389,68 @@ def test_a_killed_data_worker_is_a_clear_error_and_costs_nothing(datasets, whole
     train(datasets, tmp_path, flags=["--resume"], DATALOADER__NUM_WORKERS=2)
     assert losses(tmp_path) == losses(whole_run)
     survived(14, "a data worker killed", 1, f"one clear error after {seconds:.0f} s; resumed bit-identically")
+
+
+def test_a_folder_with_another_runs_files_is_refused_unless_it_is_said_what_to_do(datasets, whole_run, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    train(datasets, tmp_path, SOLVER__TOTAL_IMAGES=80)
+    before = losses(tmp_path)
+    refused = train(datasets, tmp_path, check=False)
+    assert refused.returncode == 2 and losses(tmp_path) == before
+    assert "holds the files of a run (last_checkpoint, metrics.json, model_" in refused.stderr
+    assert "continue it with --resume, remove it with --overwrite, or choose another OUTPUT_DIR" in refused.stderr
+    both = train(datasets, tmp_path, check=False, flags=["--resume", "--overwrite"])
+    assert both.returncode == 2 and "give one of them" in both.stderr and losses(tmp_path) == before
+    train(datasets, tmp_path, flags=["--overwrite"])
+    assert losses(tmp_path) == losses(whole_run)
+    assert_same_state(tmp_path, whole_run)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_launcher_starts_again_resumes(datasets, whole_run, tmp_path):
+    stopped = Run(datasets, tmp_path)
+    wait_for_records(stopped, tmp_path, 3)
+    stopped.send_signal(signal.SIGUSR1)
+    assert stopped.wait() == 75
+    train(datasets, tmp_path, flags=["--overwrite"], environ={"SLURM_RESTART_COUNT": "1"})
+    assert_same_state(tmp_path, whole_run)
+
+
+def test_a_signal_during_the_imports_ends_with_75(datasets, tmp_path):
+    run = Run(datasets, tmp_path, launcher=[sys.executable])
+
+    def handles(number):
+        status = Path(f"/proc/{run.pid}/status").read_text()
+        return int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) & 1 << (number - 1)
+
+    while not handles(signal.SIGUSR2):
+        time.sleep(0.01)
+    run.send_signal(signal.SIGUSR2)
+    assert run.wait() == 75 and run.output == "" and not list(tmp_path.iterdir())
+
+
+NO_LOCKS = (
+    INJECT
+    + """
+import errno, fcntl
+
+def flock(file, operation):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+fcntl.flock = flock
+run_command_line()
+"""
+)
+
+
+def test_a_folder_that_cannot_be_used_is_one_line(datasets, tmp_path):
+    (tmp_path / "file").write_text("")
+    below = train(datasets, tmp_path / "file" / "run", check=False)
+    assert below.returncode == 2
+    assert f"OUTPUT_DIR {tmp_path}/file/run: cannot be written to: Not a directory; choose another." in below.stderr
+    unlocked = train(datasets, tmp_path / "run", check=False, script=NO_LOCKS)
+    assert unlocked.returncode == 2
+    assert f"OUTPUT_DIR {tmp_path}/run: its file system cannot lock files; choose another." in unlocked.stderr
 
 
 def test_a_second_run_in_the_same_folder_is_refused(datasets, tmp_path, survived):

@@ -1,9 +1,11 @@
-"""Rows 30 to 34 of the fault matrix: changed settings, failing loggers, odd machines, leaks, broken evaluations."""
+"""Rows 8, 18 and 30 to 34 of the fault matrix: bad disks, changed settings, failing loggers, odd machines, leaks."""
 
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -112,12 +114,13 @@ def rates_of(output):
 FAILING_WRITERS = (
     INJECT
     + """
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from detectron2.utils.events import TensorboardXWriter
+from wsl_d2.engine.writers import MetricsWriter
 
 def fail(self):
     raise ConnectionError("no answer")
 
-JSONWriter.write = fail
+MetricsWriter.write = fail
 TensorboardXWriter.write = fail
 run_command_line()
 """
@@ -126,7 +129,7 @@ run_command_line()
 
 def test_failing_loggers_do_not_end_a_run(datasets, whole_run, tmp_path, survived):
     run = train(datasets, tmp_path, script=FAILING_WRITERS)
-    for name in ("JSONWriter", "TensorboardXWriter"):
+    for name in ("MetricsWriter", "TensorboardXWriter"):
         assert run.stdout.count(f"{name} failed (ConnectionError: no answer)") == 1
     assert_same_state(tmp_path, whole_run)
     survived(31, "writers of metrics fail at every call", 2, "one warning each, training goes on")
@@ -150,6 +153,32 @@ def test_odd_machines_change_nothing(datasets, whole_run, tmp_path, survived):
     train(odd / "datasets", odd / "out", script=CLOCK, environ=environ)
     assert losses(odd / "out") == losses(whole_run)
     survived(32, "clock set back, no home, LANG=C, no terminal, odd letters in paths", 1, "the same numbers")
+
+
+def test_a_truncated_shard_is_refused_before_anything_is_written(datasets, tmp_path, survived):
+    shutil.copytree(datasets / "toy", tmp_path / "toy")
+    shard = min((tmp_path / "toy" / "train").glob("*.tar"))
+    size = shard.stat().st_size
+    os.truncate(shard, size // 2)
+    run = train(tmp_path, tmp_path / "out", check=False)
+    assert run.returncode == 2 and not (tmp_path / "out").exists()
+    assert f"{shard} has {size // 2} bytes, the manifest says {size}" in run.stderr
+    survived(18, "a shard cut in half", 1, "refused with its name and size, before anything is written")
+
+
+def test_a_read_only_disk_is_one_line(datasets, tmp_path, survived):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"needs a file system of its own: {done.stderr.strip()}")
+    try:
+        run = train(datasets, disk / "out", check=False)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert run.returncode == 2 and "Traceback" not in run.output
+    assert f"OUTPUT_DIR {disk / 'out'}: cannot be written to: Read-only file system" in run.stderr
+    survived(8, "", 1, "a read-only one is refused in one line")
 
 
 MEASURES = (

@@ -102,6 +102,14 @@ def test_runs_once_and_reads_back(toy):
     assert "per tenfold n" in format_text(study, [scaling, levels])
 
 
+def test_runs_share_the_cores_of_a_job_and_not_of_its_machine(toy, monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "6")
+    (toy.parent / "tool.py").write_text("import os\nopen('threads.txt', 'a').write(os.environ['OMP_NUM_THREADS'])")
+    with pytest.raises(StudyError, match="ended with status 0 but without"):
+        run(toy, jobs=2)
+    assert set((toy.parent / "threads.txt").read_text()) == {"3"}
+
+
 def test_what_is_missing_is_run_again_and_failures_are_named(toy):
     _, cells = run(toy)
     cells[5].done.unlink()

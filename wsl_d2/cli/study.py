@@ -6,7 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from wsl_d2.cli.verb import Verb, positive, setting
+from wsl_d2.cli.verb import Verb, positive
+from wsl_d2.engine.arguments import add_cluster_arguments
 from wsl_d2.errors import UserError
 
 DEMO = "Studies/miniworld.yaml"
@@ -44,15 +45,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plan", action="store_true", help="show the plan and its cost, and stop")
     parser.add_argument("--report-only", action="store_true", help="report finished runs, run nothing")
-    parser.add_argument("--cluster", choices=["slurm", "local"], help="submit through submitit instead")
-    parser.add_argument(
-        "--cluster-parameter",
-        type=setting,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="of submitit's executor, such as slurm_partition=gpu; may be repeated",
-    )
+    add_cluster_arguments(parser, "submit through submitit instead; the same command reattaches to what is submitted")
 
 
 def _study_arguments(parser: argparse.ArgumentParser) -> None:

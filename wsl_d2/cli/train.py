@@ -6,6 +6,7 @@ import argparse
 
 from wsl_d2.cli.verb import Verb
 from wsl_d2.engine.arguments import add_arguments
+from wsl_d2.engine.signals import stop_at_once
 
 
 def train(args: argparse.Namespace) -> None:
@@ -14,6 +15,7 @@ def train(args: argparse.Namespace) -> None:
     wsl-d2 train --config-file configs/Hashtag-Pretraining/X_101_32x8d_17k.yaml --num-gpus 8
     torchrun --nproc-per-node 8 tools/train_net.py --config-file ...
     """
+    stop_at_once()
     from wsl_d2.engine.cluster import submit_run
     from wsl_d2.engine.main import run
     from wsl_d2.errors import UserError

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsl_d2.engine.arguments import setting
+
 if TYPE_CHECKING:
     from wsl_d2.data.runner import Workers
 
@@ -99,14 +101,6 @@ def runner_of(args: argparse.Namespace, output: str | Path) -> Workers:
     place = Path(str(output).rstrip("/").rpartition("/")[2] if "://" in str(output) else output)
     folder = place.with_name(f"{place.name}.jobs").absolute()
     return Cluster(args.workers, folder, args.runner, dict(args.runner_parameter))
-
-
-def setting(text: str) -> tuple[str, int | str]:
-    """Parses NAME=VALUE."""
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, int(value) if value.isdecimal() else value
 
 
 def local_path(text: str) -> Path:

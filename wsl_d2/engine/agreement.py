@@ -8,6 +8,8 @@ import logging
 import math
 import os
 import re
+import signal
+import socket
 import sys
 import threading
 import time
@@ -17,9 +19,13 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
+from wsl_d2.engine.signals import handle
 from wsl_d2.errors import UserError
 
 _LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|peer|socket|NCCL", re.IGNORECASE)
+_SOURCE = re.compile(r"^\[\S+:\d+\] ")  # the line of gloo's source, before its message
+_SECONDS_TO_ANSWER = 5.0  # of the other processes, once a collective has failed in this one
+_SECONDS_TO_END = 30.0  # for the rest after that, such as a checkpoint that is being written
 
 
 class LostProcessError(UserError, RuntimeError):
@@ -64,7 +70,7 @@ class Agreement:
 
 
 class Heartbeat:
-    """Records what each process is doing: names those that are behind when a collective fails, and ends this process if
+    """Records what each process is doing: names those that are lost when a collective fails, and ends this process if
     it hangs.
 
     Args:
@@ -87,7 +93,8 @@ class Heartbeat:
             self._watcher = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
             self._watcher.start()
         if self._store is not None:
-            self._store.set(f"wsl_d2/{comm.get_rank()}", f"{iteration} {doing}")
+            with contextlib.suppress(RuntimeError):  # its process is gone: torchrun, while the run saves and ends
+                self._store.set(f"wsl_d2/{comm.get_rank()}", f"{iteration} {doing} on {socket.gethostname()}")
 
     def pause(self) -> None:
         """Stops the clock between steps, where saving and evaluation may take any time."""
@@ -107,35 +114,88 @@ class Heartbeat:
             sys.stdout.flush()
             os._exit(1)
 
-    def describe(self) -> str:
-        """Returns what each process did last, those that are behind first; at most ten."""
-        if self._store is None:
-            return ""
-        found = []
-        for rank in range(comm.get_world_size()):
-            try:
-                iteration, doing = self._store.get(f"wsl_d2/{rank}").decode().split(" ", 1)
-            except RuntimeError:  # the process that kept the store has ended, too
-                return "unknown, since the process of rank 0 has ended"
-            found.append((int(iteration), doing == "computing", rank, doing))
+    def find_lost(self) -> tuple[str, str]:
+        """Asks the other processes for a sign of life, through the job's key-value store.
+
+        Returns:
+            Those that give none in a few seconds, as "rank 1, rank 3"; and what these did last, or all of them if none
+            is lost. At most ten of each.
+        """
+        found: list[tuple[str, str]] = []
+        asking = threading.Thread(target=lambda: found.append(self._ask()), name="question", daemon=True)
+        asking.start()  # the store of a host that is cut off never answers
+        asking.join(_SECONDS_TO_ANSWER + 2)
+        return found[0] if found else self._lost_store()
+
+    def _lost_store(self) -> tuple[str, str]:
+        store = self._store
+        while isinstance(store, dist.PrefixStore):
+            store = store.underlying_store
+        host = getattr(store, "host", "")
+        return "rank 0" + (f" ({host})" if host else ""), "unknown, as it is kept there"
+
+    def _ask(self) -> tuple[str, str]:
+        assert self._store is not None
+        ranks = range(comm.get_world_size())
+        missing = {rank: f"wsl_d2/{rank}/answer" for rank in ranks}
+        end = time.monotonic() + _SECONDS_TO_ANSWER
+        try:
+            self._store.set(missing.pop(comm.get_rank()), "here")
+            while missing and time.monotonic() < end:
+                time.sleep(0.1)
+                missing = {rank: key for rank, key in missing.items() if not self._store.check([key])}
+            found = []
+            for rank in missing or ranks:
+                is_noted = self._store.check([f"wsl_d2/{rank}"])
+                note = self._store.get(f"wsl_d2/{rank}").decode() if is_noted else "-1 starting"
+                iteration, doing = note.split(" ", 1)
+                found.append((int(iteration), doing.startswith("computing"), rank, doing))
+        except RuntimeError:  # the process that kept the store has ended
+            return self._lost_store()
         found.sort()
-        return ", ".join(f"rank {rank}: iteration {iteration}, {doing}" for iteration, _, rank, doing in found[:10])
+        lost = ", ".join(f"rank {rank}" for rank in list(missing)[:10]) + (", ..." if len(missing) > 10 else "")
+        return lost, ", ".join(
+            f"rank {rank}: {f'iteration {iteration}, ' if iteration >= 0 else ''}{doing}"
+            for iteration, _, rank, doing in found[:10]
+        )
 
     @contextlib.contextmanager
     def name_lost_processes(self) -> Iterator[None]:
         """Turns the errors of a collective whose other processes are gone into one that names them.
 
+        This process then ends within half a minute, whatever still waits for the others, and is deaf to SIGTERM.
+
         Raises:
-            LostProcessError: with this process's rank and iteration, and what the others did last.
+            LostProcessError: with this process's rank and iteration, the lost ones and what they did last.
         """
         try:
             yield
         except RuntimeError as error:
-            if self._store is None or not _LOST.search(str(error)) or isinstance(error, LostProcessError):
+            reason = reason_of_loss(str(error))
+            if self._store is None or not reason or isinstance(error, UserError):
                 raise
-            first_line = str(error).strip().splitlines()[0]
-            raise LostProcessError(
-                f"rank {comm.get_rank()} lost contact with other processes at iteration {self._iteration} "
-                f"({first_line[:200]}). Last known state: {self.describe()}. Look for the first error in the logs "
-                "of the processes, and start again with --resume."
-            ) from error
+            self.pause()
+            handle((signal.SIGTERM,), lambda *_: None)  # of a launcher that has seen another one end
+            lost, state = self.find_lost()
+            when = f"iteration {self._iteration}" if self._iteration >= 0 else "the start"
+            message = (
+                f"rank {comm.get_rank()} lost contact with {lost or 'other processes'} at {when} ({reason}). "
+                f"Last known state: {state}. Look for the first error in the logs of the processes, and start again "
+                "with --resume."
+            )
+            timer = threading.Timer(_SECONDS_TO_END, _end, [message])
+            timer.daemon = True
+            timer.start()
+            raise LostProcessError(message) from error
+
+
+def reason_of_loss(text: str) -> str:
+    """Returns what an error of torch's says of another process that is gone or a connection to it, else nothing."""
+    line = _SOURCE.sub("", text.strip().partition("\n")[0])
+    return line[:200] if _LOST.search(text) else ""
+
+
+def _end(message: str) -> None:
+    sys.stdout.flush()
+    print(f"wsl-d2: {message}", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -12,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config-file", default="", metavar="FILE", help="YAML of the run, or name of a config of wsl_d2"
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR, if there is one")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew in an OUTPUT_DIR that holds a run")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, train nothing")
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs (processes) of each machine")
     parser.add_argument("--num-machines", type=int, default=1, help="machines")
@@ -34,24 +35,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --resume: continue although the config differs from the checkpoint's, and record the differences",
     )
     parser.add_argument(
-        "--cluster",
-        choices=["slurm", "local"],
-        help="submit the run through submitit; it requeues and resumes itself when its time limit is reached",
+        "--max-restarts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="with --cluster slurm: start a job again whose processes died, at most so often",
     )
-    parser.add_argument(
-        "--cluster-parameter",
-        type=_setting,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="for submitit's executor, such as nodes, tasks_per_node, gpus_per_node or timeout_min",
-    )
+    add_cluster_arguments(parser, "submit the run through submitit; it requeues and resumes itself at its time limit")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys to override: KEY VALUE ...")
 
 
-def _setting(text: str) -> tuple[str, int | float | str]:
+def add_cluster_arguments(parser: argparse.ArgumentParser, about: str) -> None:
+    """Adds --cluster and --cluster-parameter."""
+    parser.add_argument("--cluster", choices=["slurm", "local"], help=about)
+    parser.add_argument(
+        "--cluster-parameter",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="for submitit's executor, such as timeout_min=1440 (needed on SLURM), slurm_partition, nodes, "
+        "tasks_per_node, gpus_per_node or mem_gb; may be repeated",
+    )
+
+
+def setting(text: str) -> tuple[str, int | float | str]:
+    """Parses NAME=VALUE."""
     name, equals, value = text.partition("=")
-    if not equals:
+    if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
     for kind in (int, float):
         try:

@@ -3,23 +3,75 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
+import shlex
 import shutil
+import signal
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from wsl_d2.config import load_config
+from wsl_d2.engine.agreement import LostProcessError
 from wsl_d2.engine.arguments import add_arguments
-from wsl_d2.engine.hooks import REQUEUE_EXIT_CODE
+from wsl_d2.engine.folder import begin_folder, lock_folder
 from wsl_d2.engine.main import run
-from wsl_d2.errors import ConfigError
+from wsl_d2.engine.signals import REQUEUE_SIGNALS, STOP_SIGNALS, Stopped, stop_at_once
+from wsl_d2.errors import ConfigError, UserError
+
+_SIGNAL_DELAY_S = 120  # SIGUSR2 to every process so long before the time limit
+# Python that keeps those signals pending until the job's own handlers are there: its imports take seconds.
+_PYTHON = f"{shlex.quote(sys.executable)} -c " + shlex.quote(
+    "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGUSR2]); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+# After srun in the script of a job. 2, 75, 130 and 143 are the user's: a mistake, a signal, Ctrl-C, an early scancel.
+_START_AGAIN = """\
+status=$?
+case $status in 0|2|75|130|143) exit $status;; esac
+echo "$(date -Is) status $status" >> {failures}
+count=$(wc -l < {failures})
+died="processes of the job died (status $status)"
+if [ "$count" -gt {max_restarts} ]; then
+  echo "$died again after {max_restarts} restarts (--max-restarts)" >&2
+  exit $status
+fi
+echo "$died: restart $count of {max_restarts}" >&2
+scontrol requeue $SLURM_JOB_ID
+"""
+
+
+@contextlib.contextmanager
+def on_cluster() -> Iterator[None]:
+    """Around the work of a job: signals end it with :class:`Stopped`, SIGUSR1 and SIGUSR2 also requeue it.
+
+    Raises:
+        SystemExit: with status 2 and one line after a mistake of the user, with 1 after other processes were lost.
+    """
+    stop_at_once(STOP_SIGNALS)
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUEUE_SIGNALS)
+        yield
+    except Stopped as stop:
+        if stop.asks_for_requeue and "SLURM_JOB_ID" in os.environ and os.environ.get("SLURM_PROCID", "0") == "0":
+            array = [os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK")]
+            command = ["scontrol", "requeue", "_".join(filter(None, array)) or os.environ["SLURM_JOB_ID"]]
+            done = subprocess.run(command, capture_output=True, text=True)
+            print(f"{shlex.join(command)}: {done.stderr.strip() or 'done'}", file=sys.stderr)
+        raise
+    except (UserError, FloatingPointError) as error:
+        print(f"wsl-d2: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        raise SystemExit(1 if isinstance(error, LostProcessError) else 2) from None
 
 
 class ClusterJob:
     """One process of a run on a cluster, called by submitit in each task of a job.
 
-    It always resumes, so that a requeued job continues. A job that is stopped by a signal (which SLURM sends before the
-    time limit, or on preemption) saves and requeues itself.
+    It always resumes, so that a requeued job continues. A job that gets SIGUSR1 or SIGUSR2, which SLURM sends before
+    the time limit, saves and requeues itself; one that gets SIGTERM, as from ``scancel``, saves and ends.
 
     Args:
         arguments: of :mod:`wsl_d2.engine.arguments`, as on the command line.
@@ -27,70 +79,119 @@ class ClusterJob:
     """
 
     def __init__(self, arguments: list[str], root: str):
+        arguments = [argument for argument in arguments if argument != "--overwrite"]  # done when it was submitted
         self.arguments = arguments if "--resume" in arguments else ["--resume", *arguments]
         self.root = root
 
     def __call__(self) -> None:
-        import submitit
+        with on_cluster():
+            import submitit
 
-        os.chdir(self.root)
-        submitit.helpers.TorchDistributedEnvironment().export(overwrite=True)
-        try:
+            os.chdir(self.root)
+            submitit.helpers.TorchDistributedEnvironment().export(overwrite=True)
             parser = argparse.ArgumentParser()
             add_arguments(parser)
             run(parser.parse_args(self.arguments))
-        except SystemExit as stop:
-            if stop.code != REQUEUE_EXIT_CODE:
-                raise
-            if int(os.environ["RANK"]) == 0 and "SLURM_JOB_ID" in os.environ:
-                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
-
-    def checkpoint(self):
-        """What submitit runs next if the signal comes before training has begun."""
-        import submitit
-
-        return submitit.helpers.DelayedSubmission(ClusterJob(self.arguments, self.root))
 
 
 def without_cluster_options(arguments: list[str]) -> list[str]:
-    """Returns command-line arguments without ``--cluster`` and ``--cluster-parameter`` and their values."""
+    """Returns command-line arguments without those for submitting, and their values."""
     kept, skip = [], False
     for argument in arguments:
         name, equals, _ = argument.partition("=")
-        is_option = name in ("--cluster", "--cluster-parameter")
+        is_option = name in ("--cluster", "--cluster-parameter", "--max-restarts")
         if not skip and not is_option:
             kept.append(argument)
         skip = is_option and not equals
     return kept
 
 
-def submit(arguments: list[str], folder: str | Path, cluster: str, parameters: dict, root: str | Path = "."):
-    """Submits a run through submitit and returns its job.
+def make_executor(folder: str | Path, cluster: str, parameters: dict, name: str, max_restarts: int = 0):
+    """Returns submitit's executor, which submits jobs.
 
     Args:
-        arguments: of :mod:`wsl_d2.engine.arguments`, as on the command line, without those for submitting.
         folder: for submitit's logs and pickles; made with access for its owner alone.
         cluster: "slurm", or "local" for processes of this machine.
         parameters: of submitit's executor, such as nodes, tasks_per_node, gpus_per_node, timeout_min, slurm_partition.
-        root: the folder in which relative paths of the arguments are found.
+        name: of the jobs, if the parameters have none.
+        max_restarts: so often SLURM starts a job again whose processes died.
 
     Raises:
-        ConfigError: submitit is not installed, or SLURM's commands are not there.
+        ConfigError: submitit is not installed, SLURM's commands are not there, or a parameter is wrong or missing.
     """
     try:
         import submitit
     except ImportError as error:
         raise ConfigError("--cluster needs submitit; run `pip install submitit`.") from error
-    if cluster == "slurm" and shutil.which("sbatch") is None:
-        raise ConfigError("--cluster slurm needs SLURM's commands, but there is no sbatch on the PATH.")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-    defaults: dict = {"name": "wsl_d2"}
+    options: dict = {"name": name}
+    folder = Path(folder).resolve()
     if cluster == "slurm":
-        defaults |= {"slurm_signal_delay_s": 120}  # SIGUSR2 to every process two minutes before the time limit
-    executor.update_parameters(**(defaults | parameters))
-    return executor.submit(ClusterJob(arguments, str(Path(root).resolve())))
+        if shutil.which("sbatch") is None:
+            raise ConfigError("--cluster slurm needs SLURM's commands, but there is no sbatch on the PATH.")
+        options["slurm_signal_delay_s"] = delay = parameters.get("slurm_signal_delay_s", _SIGNAL_DELAY_S)
+        minutes = parameters.get("timeout_min", parameters.get("slurm_time"))
+        if minutes is None:
+            raise ConfigError(
+                "--cluster slurm needs the time limit of a job, in minutes: --cluster-parameter timeout_min=1440. At "
+                "its end a job saves and is requeued. (Without it submitit asks for 5 minutes.)"
+            )
+        if isinstance(minutes, int | float) and 60 * minutes <= delay:
+            raise ConfigError(
+                f"timeout_min={minutes:g} is no longer than slurm_signal_delay_s={delay}, the seconds before it at "
+                "which a job begins to save; raise the first or lower the second."
+            )
+        if max_restarts:
+            failures = shlex.quote(str(folder)) + '/"$SLURM_JOB_ID"_failures'
+            script = _START_AGAIN.format(failures=failures, max_restarts=max_restarts)
+            options["slurm_teardown"] = [*parameters.get("slurm_teardown", []), *script.splitlines()]
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        python = {"slurm_python": _PYTHON} if cluster == "slurm" else {}
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **python)
+        executor.update_parameters(**(parameters | options | {"name": parameters.get("name", name)}))
+    except (NameError, ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(f"--cluster-parameter: {' '.join(str(error).split())}") from error
+    return executor
+
+
+@contextlib.contextmanager
+def submitting() -> Iterator[None]:
+    """Around a submission.
+
+    Raises:
+        ConfigError: the cluster refuses it; says its reason.
+    """
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # sbatch's words, which are in the error, too
+            yield
+    except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
+        lines = [line.partition("error: ")[2] for line in str(error).splitlines() if "error:" in line] or [str(error)]
+        raise ConfigError(f"the cluster refuses the job: {'; '.join(lines)}; see --cluster-parameter.") from error
+
+
+def submit(
+    arguments: list[str],
+    folder: str | Path,
+    cluster: str,
+    parameters: dict,
+    root: str | Path = ".",
+    max_restarts: int = 0,
+):
+    """Submits a run through submitit and returns its job.
+
+    Args:
+        arguments: of :mod:`wsl_d2.engine.arguments`, as on the command line, without those for submitting.
+        folder, cluster, parameters, max_restarts: of :func:`make_executor`.
+        root: the folder in which relative paths of the arguments are found.
+
+    Raises:
+        ConfigError: see :func:`make_executor`; or the cluster refuses the job.
+    """
+    executor = make_executor(folder, cluster, parameters, "wsl_d2", max_restarts)
+    with submitting():
+        return executor.submit(ClusterJob(arguments, str(Path(root).resolve())))
 
 
 def submit_run(args, arguments: list[str]):
@@ -99,6 +200,12 @@ def submit_run(args, arguments: list[str]):
     Args:
         args: of :func:`wsl_d2.engine.arguments.add_arguments`, with ``cluster``.
         arguments: the command line that they were parsed from.
+
+    Raises:
+        ConfigError: see :func:`submit` and :func:`wsl_d2.engine.folder.begin_folder`.
     """
-    folder = Path(load_config(args.config_file, args.opts).OUTPUT_DIR) / "submitit"
-    return submit(without_cluster_options(arguments), folder, args.cluster, dict(args.cluster_parameter))
+    output = load_config(args.config_file, args.opts).OUTPUT_DIR
+    arguments, parameters = without_cluster_options(arguments), dict(args.cluster_parameter)
+    with lock_folder(output):
+        begin_folder(output, args.resume, args.overwrite)
+    return submit(arguments, Path(output) / "submitit", args.cluster, parameters, max_restarts=args.max_restarts)

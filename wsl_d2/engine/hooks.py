@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import threading
+import time
 from collections.abc import Callable, Sequence
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
 from wsl_d2.checkpoint import PROVENANCE, export_backbone, provenance_of
+from wsl_d2.engine.signals import INTERRUPTED_EXIT_CODE, STOP_SIGNALS, Stopped, handle
 from wsl_d2.errors import UserError
 
 MAX_FAILED_SAVES = 3  # in a row, before a run ends
-REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: "try again later"
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the last is submitit's
+_ONE_CTRL_C_SECONDS = 1.0  # launchers send on what the terminal has sent to all processes: that is no second Ctrl-C
 
 
 class UnsavedError(UserError, OSError):
@@ -86,7 +86,7 @@ class SaveCheckpoints(HookBase):
         if agreement.agreed_failed_saves >= MAX_FAILED_SAVES:
             raise UnsavedError(
                 f"{agreement.agreed_failed_saves} checkpoints in a row could not be saved in "
-                f"{self.trainer.cfg.OUTPUT_DIR} (see the log); the older ones are kept, for --resume."
+                f"{self.trainer.cfg.OUTPUT_DIR} (see the log); {self._kept()}."
             )
         done = self.trainer.iter + 1
         if done >= self.trainer.max_iter:
@@ -128,9 +128,16 @@ class SaveCheckpoints(HookBase):
         agreement.failed_saves += 1
         left = MAX_FAILED_SAVES - agreement.failed_saves
         logging.getLogger(__name__).error(
-            f"a checkpoint could not be saved ({error}); the older ones are kept, and training goes on. "
+            f"a checkpoint could not be saved ({error}); {self._kept()}; training goes on. "
             f"{left} more failures in a row end the run"
         )
+
+    def _kept(self) -> str:
+        """What there is to resume from."""
+        found = self.trainer.checkpointer.numbered_checkpoints()
+        if not found:
+            return f"{self.trainer.cfg.OUTPUT_DIR} holds no checkpoint to resume from"
+        return f"the older ones are kept, the newest is {os.path.basename(found[max(found)])}"
 
     def _save_final(self) -> None:
         self.trainer.prepare_saving()
@@ -159,10 +166,12 @@ class SaveCheckpoints(HookBase):
 
 
 class StopOnSignal(HookBase):
-    """On SIGTERM, SIGUSR1 or SIGUSR2 to any process, all save one checkpoint and exit with ``REQUEUE_EXIT_CODE``.
+    """On one of ``STOP_SIGNALS`` to any process, all save one checkpoint and end with :class:`Stopped`, whose exit
+    status is 75, of Ctrl-C 130.
 
     Schedulers send these before they end or preempt a job; ``--resume`` then continues as if nothing had happened. The
-    processes agree at the end of each step. Further signals have no effect.
+    processes agree at the end of each step. Further signals have no effect, but a second Ctrl-C ends the process at
+    once.
 
     Args:
         saving: the hook that saves.
@@ -173,13 +182,17 @@ class StopOnSignal(HookBase):
         self.saving = saving
         self.exchange = exchange
         self._previous: dict = {}
+        self._interrupted: float | None = None
 
     def before_train(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers there alone
-            self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        self._previous = handle(STOP_SIGNALS, self._note)
 
     def _note(self, number: int, frame) -> None:
-        self.trainer.agreement.signal = number
+        if number == signal.SIGINT:
+            if self._interrupted is not None and time.monotonic() - self._interrupted > _ONE_CTRL_C_SECONDS:
+                os._exit(INTERRUPTED_EXIT_CODE)
+            self._interrupted = self._interrupted or time.monotonic()
+        self.trainer.agreement.signal = self.trainer.agreement.signal or number
 
     def after_step(self) -> None:
         agreement = self.trainer.agreement
@@ -196,8 +209,9 @@ class StopOnSignal(HookBase):
             if saved
             else f"{name}: could not save after {done} iterations; --resume continues from the previous checkpoint"
         )
-        raise SystemExit(REQUEUE_EXIT_CODE)
+        raise Stopped(agreement.agreed_signal)
 
     def after_train(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        if not self.trainer.agreement.agreed_signal:  # else the process ends, and nothing may disturb it
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)

@@ -4,52 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from filelock import FileLock, Timeout
 
 from wsl_d2.checkpoint import WeightFile
 from wsl_d2.config import find_config_file, load_config
 from wsl_d2.data.read.catalog import register_datasets
 from wsl_d2.data.read.detection_check import check_run
+from wsl_d2.engine.agreement import Heartbeat
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
 from wsl_d2.engine.console import start_logging
 from wsl_d2.engine.dry_run import dry_run
 from wsl_d2.engine.evaluate import evaluate
+from wsl_d2.engine.folder import begin_folder, lock_folder
 from wsl_d2.engine.launch import start
 from wsl_d2.engine.plan import RunPlan, open_plan
+from wsl_d2.engine.signals import stop_at_once
 from wsl_d2.engine.trainer import DetectionTrainer, ResumableTrainer, WSLTrainer
-from wsl_d2.errors import ConfigError
+from wsl_d2.errors import ConfigError, UserError
+
+# Set by what starts a process again, which does so with the same command line.
+_RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
-@contextlib.contextmanager
-def lock_folder(output_dir: str) -> Iterator[None]:
-    """Locks OUTPUT_DIR against a second run until this process ends, however it ends.
-
-    Raises:
-        ConfigError: another run uses it; names its host and process.
-    """
-    if not comm.is_main_process():
-        yield
-        return
-    owner = os.path.join(output_dir, ".lock.owner")
-    lock = FileLock(os.path.join(output_dir, ".lock"), thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        name = Path(owner).read_text() if os.path.exists(owner) else "another process"
-        raise ConfigError(f"OUTPUT_DIR {output_dir} is in use by {name}; stop it, or choose another.") from error
-    try:
-        Path(owner).write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        yield
-    finally:
-        lock.release()
+def _all_or_none(error: UserError | None) -> None:
+    """Raises in all processes what one of them has met."""
+    for found in comm.all_gather(error):
+        if found is not None:
+            raise found
 
 
 def trainer_class(plan: RunPlan) -> type[ResumableTrainer]:
@@ -71,30 +56,73 @@ def setup(args) -> RunPlan:
         MissingFileError: MODEL.WEIGHTS does not exist.
         FaultsError: a detection dataset has errors, one line for each.
     """
+    plan, findings = _check(args)
+    _begin_logging(plan, args, findings)
+    return plan
+
+
+def _check(args) -> tuple[RunPlan, list[str]]:
+    """Opens the plan, and returns it with what is to be logged about a detection dataset; writes nothing."""
     args.config_file = find_config_file(args.config_file)  # Detectron2 logs the file
     cfg = load_config(args.config_file, args.opts)
     register_datasets(cfg)
-    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
-        raise ConfigError("MODEL.DEVICE is 'cuda', but no GPU can be used; add `MODEL.DEVICE cpu` to the command.")
+    check_devices(cfg)
     is_resumed = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if cfg.MODEL.WEIGHTS and not is_resumed:
         WeightFile.locate(cfg.MODEL.WEIGHTS)
     cores = len(os.sched_getaffinity(0)) // comm.get_local_size()  # more workers than these take turns
     cfg.DATALOADER.NUM_WORKERS = min(cfg.DATALOADER.NUM_WORKERS, max(1, cores))
     plan = open_plan(cfg, args.resume)
-    found = [] if plan.is_pretraining else check_run(cfg, args.eval_only)
-    logger = start_logging(cfg, args)
-    for line in found:
+    return plan, [] if plan.is_pretraining else check_run(cfg, args.eval_only)
+
+
+def _begin_logging(plan: RunPlan, args, findings: list[str]) -> None:
+    logger = start_logging(plan.cfg, args)
+    for line in findings:
         logger.info(line)
-    return plan
+
+
+def check_devices(cfg, num_processes: int = 1) -> None:
+    """Refuses a device that is not there.
+
+    Args:
+        cfg: reads MODEL.DEVICE.
+        num_processes: of this machine, each with a GPU of its own.
+
+    Raises:
+        ConfigError: there is no GPU, or there are fewer than processes.
+    """
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but no GPU can be used; add `MODEL.DEVICE cpu` to the command."
+        )
+    if num_processes > torch.cuda.device_count():
+        raise ConfigError(f"--num-gpus is {num_processes}, but this machine has {torch.cuda.device_count()} GPUs.")
 
 
 def main(args) -> dict:
     """Runs training, or evaluation with ``--eval-only``, in one process of the job; returns the last results."""
+    stop_at_once()  # until training begins
     if getattr(args, "dry_run", False):
         return _dry_run(args)
-    plan = setup(args)
-    with lock_folder(plan.cfg.OUTPUT_DIR):
+    if not args.eval_only and any(int(os.environ.get(name) or 0) > 0 for name in _RESTART_COUNTS):
+        args.resume, args.overwrite = True, False
+    heartbeat = Heartbeat()
+    heartbeat.note(-1, "starting")
+    with heartbeat.name_lost_processes(), contextlib.ExitStack() as stack:
+        plan, findings = _check(args)
+        folder = plan.cfg.OUTPUT_DIR
+        error = None
+        try:
+            stack.enter_context(lock_folder(folder))
+            if comm.is_main_process() and not args.eval_only:
+                begin_folder(folder, args.resume, getattr(args, "overwrite", False))
+        except ConfigError as found:
+            error = found
+        _all_or_none(error)
+        _begin_logging(plan, args, findings)
         return _train_or_evaluate(plan, args)
 
 
@@ -130,5 +158,11 @@ def _train_or_evaluate(plan: RunPlan, args) -> dict:
 
 
 def run(args) -> None:
-    """Starts ``main(args)`` in every process of the run; see :func:`wsl_d2.engine.launch.start`."""
-    start(main, args, load_config(args.config_file, args.opts).SOLVER.PROCESS_TIMEOUT_SECONDS)
+    """Starts ``main(args)`` in every process of the run; see :func:`wsl_d2.engine.launch.start`.
+
+    Raises:
+        ConfigError: there is no GPU for every process; found before any of them is started.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    check_devices(cfg, args.num_gpus)
+    start(main, args, cfg.SOLVER.PROCESS_TIMEOUT_SECONDS)

@@ -50,7 +50,7 @@ class PretrainLoop(SimpleTrainer):
         flops_per_image: of a training step, to record the model FLOPs utilization.
         peak_flops: of this process's device, per second; None if unknown.
         agreement: exchanged once in each step.
-        timeout_seconds: see :class:`Heartbeat`.
+        heartbeat: told what this process does.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PretrainLoop(SimpleTrainer):
         flops_per_image: float = 0.0,
         peak_flops: float | None = None,
         agreement: Agreement | None = None,
-        timeout_seconds: float = 0.0,
+        heartbeat: Heartbeat | None = None,
     ):
         super().__init__(model, None, optimizer)
         self.num_micro_batches = num_micro_batches
@@ -85,7 +85,7 @@ class PretrainLoop(SimpleTrainer):
         self.flops_per_image = flops_per_image
         self.peak_flops = peak_flops
         self.agreement = agreement or Agreement(self.device)
-        self.heartbeat = Heartbeat(timeout_seconds)
+        self.heartbeat = heartbeat or Heartbeat()
         self._ghost_batches = GhostBatchStatistics(model, num_micro_batches)
         # [sum of losses, steps that count, images skipped] of this process since the last record
         self._window = torch.zeros(3, dtype=torch.float64, device=self.device)

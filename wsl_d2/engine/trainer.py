@@ -16,7 +16,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from wsl_d2.checkpoint import WeightFile, check_tensors, load_backbone
 from wsl_d2.data.read.detection import build_resumable_detection_train_loader
 from wsl_d2.data.read.loaders import build_hashtag_train_loader, name_dead_workers
-from wsl_d2.engine.agreement import Agreement
+from wsl_d2.engine.agreement import Agreement, Heartbeat
 from wsl_d2.engine.batch_norm import average_over_processes, running_statistics
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
 from wsl_d2.engine.efficiency import peak_flops
@@ -47,6 +47,7 @@ class ResumableTrainer(DefaultTrainer):
 
     Attributes:
         agreement: flags that all processes agree on in every step.
+        heartbeat: names lost processes, and ends this one if it hangs.
         average: the moving average of the weights, or None.
     """
 
@@ -62,6 +63,7 @@ class ResumableTrainer(DefaultTrainer):
         self._statistics = running_statistics(model)
         model = data_parallel(model, cfg.SOLVER.GRADIENT_COMPRESSION)
         self.agreement = Agreement(next(model.parameters()).device)
+        self.heartbeat = Heartbeat(cfg.SOLVER.PROCESS_TIMEOUT_SECONDS)
         self._trainer = self.build_train_loop(cfg, model, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = AtomicCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
@@ -242,7 +244,8 @@ class ResumableTrainer(DefaultTrainer):
         if self.start_iter < self.max_iter:
             self._trainer.reset_data_loader(lambda: self.build_loader(self.start_iter))
         try:
-            return super().train()
+            with self.heartbeat.name_lost_processes():
+                return super().train()
         finally:
             if hasattr(self._trainer._data_loader_iter_obj, "close"):
                 self._trainer._data_loader_iter_obj.close()  # ends the workers
@@ -274,7 +277,7 @@ class WSLTrainer(ResumableTrainer):
             flops_per_image=3 * 2 * multiply_adds,  # forward, and twice as much backward
             peak_flops=peak,
             agreement=self.agreement,
-            timeout_seconds=cfg.SOLVER.PROCESS_TIMEOUT_SECONDS,
+            heartbeat=self.heartbeat,
         )
 
     def build_hooks(self) -> list:
@@ -315,7 +318,7 @@ class WSLTrainer(ResumableTrainer):
 
     def train(self):
         logging.getLogger(__name__).info(self.plan.describe_length())
-        with self._trainer.heartbeat.name_lost_processes(), name_dead_workers():
+        with name_dead_workers():
             return super().train()
 
 
@@ -324,6 +327,11 @@ class DetectionTrainer(ResumableTrainer):
 
     def build_train_loop(self, cfg, model, optimizer) -> SimpleTrainer:
         return (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, None, optimizer)
+
+    def run_step(self) -> None:
+        self.heartbeat.note(self.iter, "waiting for data, or computing")
+        super().run_step()
+        self.heartbeat.pause()
 
     def build_loader(self, start_iteration: int):
         return build_resumable_detection_train_loader(self.cfg, start_iteration)

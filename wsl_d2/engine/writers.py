@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
+from typing import Any
 
-from detectron2.engine import default_writers
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 
 from wsl_d2.errors import ConfigError
 
@@ -37,6 +39,54 @@ class GuardedWriter(EventWriter):
                     "may be missing there. Further failures of it are not logged."
                 )
             self._has_failed = True
+
+
+class WholeLines:
+    """A text file to which whole lines are appended, or none; those that the disk has no room for wait for it.
+
+    Args:
+        path: what a killed process has left of a last line is removed.
+    """
+
+    def __init__(self, path: Path):
+        self._file = open(path, "a+b", buffering=0)
+        self._waiting = b""
+        self._file.seek(0)
+        content = self._file.read()
+        self._file.truncate(content.rfind(b"\n") + 1)
+
+    def write(self, text: str) -> None:
+        self._waiting += text.encode()
+
+    def flush(self) -> None:
+        """Raises: OSError, such as on a full disk."""
+        end, left = self._file.seek(0, os.SEEK_END), self._waiting
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(end)
+            raise
+        self._waiting = b""
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+
+class MetricsWriter(JSONWriter):
+    """Detectron2's writer of ``metrics.json``, without torn lines.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(os.devnull)
+        self._file_handle: Any = WholeLines(path)
 
 
 class PretrainingPrinter(CommonMetricPrinter):
@@ -100,5 +150,6 @@ def build_writers(cfg, max_iter: int) -> list[EventWriter]:
     """
     if cfg.WANDB.PROJECT:
         start_wandb(cfg.WANDB.PROJECT, cfg.OUTPUT_DIR, cfg)  # before TensorBoard's writer is made
-    _, *files = default_writers(cfg.OUTPUT_DIR, max_iter)  # the first one prints
-    return [GuardedWriter(writer) for writer in (PretrainingPrinter(max_iter), *files)]
+    folder = cfg.OUTPUT_DIR
+    writers = PretrainingPrinter(max_iter), MetricsWriter(Path(folder) / "metrics.json"), TensorboardXWriter(folder)
+    return [GuardedWriter(writer) for writer in writers]

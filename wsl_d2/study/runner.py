@@ -10,10 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from wsl_d2.engine.cluster import make_executor, on_cluster, submitting
+from wsl_d2.files import write_atomically
 from wsl_d2.study.study import Cell, Study, StudyError
 
+_SECONDS_BETWEEN_LOOKS = 5.0  # at the queue
 _LOSS_NOT_FINITE = "not finite"  # in the last line of a training that stopped for it
 
 
@@ -62,7 +66,8 @@ def run_locally(
     waiting = [cell for cell in cells if cell.name not in done]
     running: dict[str, tuple[Cell, subprocess.Popen, float]] = {}
     begin, last_line = time.monotonic(), time.monotonic()
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    cores = int(os.environ.get("SLURM_CPUS_ON_NODE") or os.cpu_count() or 1)  # of the job, not of the machine
+    threads = max(1, cores // jobs)
 
     def tell(text: str) -> None:
         finished = [cell for cell in everything if cell.name in done]
@@ -169,45 +174,95 @@ def run_on_cluster(
 ) -> None:
     """Submits the unfinished cells through submitit, stage by stage, each stage as one array, and waits for them.
 
+    Cells whose jobs are in SLURM's queue from a call before are not submitted again, but waited for.
+
     Args:
         folder: for submitit's logs and results; nobody else should be able to write there.
         cluster: "slurm", or "local" for processes of this machine.
         parameters: of the executor, such as {"slurm_partition": "gpu", "gpus_per_node": 8, "timeout_min": 1440}.
 
     Raises:
-        StudyError: submitit is not installed, or runs failed; the message has the last line of the first one's log.
+        ConfigError: submitit is not installed, or a parameter is wrong; see :func:`wsl_d2.engine.cluster.submit`.
+        StudyError: runs failed; the message has the last line of the first one's log.
     """
-    try:
-        import submitit
-    except ImportError:
-        raise StudyError("--cluster needs submitit: pip install 'wsl-d2[cluster]'.") from None
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-    if parameters:
-        executor.update_parameters(**parameters)
+    executor = make_executor(folder, cluster, parameters or {}, "wsl_d2_study")
+    noted = folder / "jobs.json"  # name of a cell -> the job it was last submitted as
     for stage in dict.fromkeys(cell.stage for cell in cells):
         missing = [cell for cell in cells if cell.stage == stage and not cell.is_finished()]
-        if not missing:
-            continue
-        jobs = executor.map_array(_run_cell, missing, [root] * len(missing))
-        say(f"{stage}: {len(missing)} runs submitted as {jobs[0].job_id.split('_')[0]}")
-        failed: list[tuple[Cell, Exception]] = []
-        for cell, job in zip(missing, jobs, strict=True):
-            try:
-                job.result()
-                say(f"{cell.name}: finished in {_clock(cell.seconds_taken() or 0)}")
-            except Exception as error:  # submitit's own, or the run's
-                failed.append((cell, error))
+        ids = json.loads(noted.read_text()) if noted.is_file() else {}
+        queue = _queued_jobs() if cluster == "slurm" else set()
+        new = [cell for cell in missing if ids.get(cell.name) not in queue]
+        if len(new) < len(missing):
+            say(f"{stage}: {len(missing) - len(new)} run(s) are in the queue from before")
+        jobs = {}
+        if new:
+            with submitting():
+                jobs = dict(zip([cell.name for cell in new], executor.map_array(CellJob(root), new), strict=True))
+            ids |= {name: job.job_id for name, job in jobs.items()}
+            write_atomically(noted, json.dumps(ids, indent=1) + "\n")
+            say(f"{stage}: {len(new)} run(s) submitted as {ids[new[0].name].split('_')[0]}")
+
+        def at_work(missing=missing, ids=ids, jobs=jobs) -> set[str]:
+            if cluster != "slurm":
+                return {name for name, job in jobs.items() if not job.done()}
+            queue = _queued_jobs()
+            return {cell.name for cell in missing if ids[cell.name] in queue}
+
+        try:
+            failed = _wait_for(missing, at_work, say)
+        except KeyboardInterrupt:
+            if cluster == "slurm":
+                numbers = sorted({ids[cell.name].split("_")[0] for cell in missing})
+                say(f"the jobs run on; the same command waits for them again, `scancel {' '.join(numbers)}` ends them")
+            raise
         if failed:
-            cell, reason = failed[0]
             raise StudyError(
-                f"{len(failed)} of {len(missing)} runs of {stage} failed, the first {cell.name} "
-                f"({str(reason).strip().splitlines()[-1]}); its log ends with: {last_line_of_log(cell)}"
+                f"{len(failed)} of {len(missing)} run(s) of {stage} failed, the first {failed[0].name}; its log ends "
+                f"with: {last_line_of_log(failed[0])} (see also the job's own in {folder})"
             )
 
 
-def _run_cell(cell: Cell, root: Path) -> None:
-    run_locally([Cell(**{**vars(cell), "needs": ()})], jobs=1, root=root)
+def _wait_for(cells: list[Cell], at_work: Callable[[], set[str]], say: Callable[[str], None]) -> list[Cell]:
+    """Waits until none of the cells is at work; returns those that are not finished then."""
+    waiting, failed = list(cells), []
+    while waiting:
+        names = at_work()
+        for cell in [cell for cell in waiting if cell.name not in names]:
+            waiting.remove(cell)
+            for _ in range(10):  # on a shared file system its last file may be late
+                if cell.is_finished():
+                    say(f"{cell.name}: finished in {_clock(cell.seconds_taken() or 0)}")
+                    break
+                time.sleep(1)
+            else:
+                failed.append(cell)
+                say(f"{cell.name}: failed: {last_line_of_log(cell)}")
+        time.sleep(_SECONDS_BETWEEN_LOOKS if waiting else 0)
+    return failed
+
+
+def _queued_jobs() -> set[str]:
+    """Returns the ids of this user's jobs that SLURM has not ended; waits while its controller does not answer."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%F_%K"]
+    while (done := subprocess.run(command, capture_output=True, text=True)).returncode:
+        print(f"squeue: {done.stderr.strip()}; trying again", file=sys.stderr)
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return {line.strip().removesuffix("_N/A") for line in done.stdout.splitlines()}
+
+
+class CellJob:
+    """Runs a cell in a job; one that is stopped before its time limit goes on from its checkpoint when requeued.
+
+    Args:
+        root: the folder to run in.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def __call__(self, cell: Cell) -> None:
+        with on_cluster():
+            run_locally([replace(cell, needs=())], jobs=1, root=self.root)
 
 
 def last_line_of_log(cell: Cell) -> str:

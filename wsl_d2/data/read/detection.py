@@ -4,10 +4,11 @@ iteration."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,12 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 from pycocotools import mask as mask_api
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from wsl_d2.coco import CocoError, read_coco
 from wsl_d2.data.order.sampler import PositionSampler
 from wsl_d2.data.read.decode import exif_orientation, has_16_bits, to_8_bits, upright
+from wsl_d2.data.read.loaders import outlive_signals
 
 
 def load_coco_dataset(json_file: str | Path, image_root: str | Path, dataset_name: str) -> list[dict]:
@@ -157,7 +159,15 @@ def build_resumable_detection_train_loader(cfg, start_iteration: int = 0):
         world_size=comm.get_world_size(),
         start_iteration=start_iteration,
     )
-    return build_detection_train_loader(cfg, dataset=dataset, sampler=sampler, mapper=DetectionMapper(cfg, True))
+    loader = build_detection_train_loader(cfg, dataset=dataset, sampler=sampler, mapper=DetectionMapper(cfg, True))
+    inner = loader if isinstance(loader, DataLoader) else loader.dataset  # within the grouping by aspect ratio
+    inner.worker_init_fn = functools.partial(_begin_worker, inner.worker_init_fn)
+    return loader
+
+
+def _begin_worker(begin: Callable, worker: int) -> None:
+    begin(worker)
+    outlive_signals(worker)
 
 
 def problems_with_config(cfg, classes: Sequence[str], objects: Sequence[dict]) -> list[str]:

@@ -198,10 +198,14 @@ class _WorkerLoader(DataLoader):
                     iterator._shutdown_workers()
 
 
-def _ignore_signals(worker: int) -> None:
-    """Keeps a worker alive when Ctrl-C or a scheduler signals all processes: the main process still has to save."""
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+def outlive_signals(worker: int) -> None:
+    """Keeps a worker alive when Ctrl-C or a scheduler signals all processes: the main process still has to save.
+
+    The second SIGTERM ends it; that is how its loader ends a worker that hangs.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _worker_options(cfg) -> dict:
@@ -213,7 +217,7 @@ def _worker_options(cfg) -> dict:
         "pin_memory": torch.cuda.is_available(),
         "prefetch_factor": cfg.DATALOADER.PREFETCH_BATCHES if num_workers else None,
         "timeout": cfg.DATALOADER.TIMEOUT_SECONDS if num_workers else 0,
-        "worker_init_fn": _ignore_signals,
+        "worker_init_fn": outlive_signals,
         "generator": torch.Generator(),  # for the workers' seeds, which nothing uses; the global one is the model's
     }
 
