@@ -36,7 +36,7 @@ LIBRARIES = {
     "analysis": {"numpy", "scipy", "pycocotools", "yaml"},
     "data.format": {"numpy", "tqdm", "fsspec"},
     "data.remote": {"fsspec", "aiohttp"},
-    "data.runner": {"tqdm"},
+    "data.runner": {"tqdm", "submitit"},
     "data.order": {"numpy", "tqdm"},
     "data.posts": {"numpy", "pyarrow", "fsspec"},
     "data.write": {"numpy", "tqdm"},

@@ -1,10 +1,12 @@
-"""The pool of processes: every part once, errors as they are, and a process that dies."""
+"""Processes and jobs: every part once, errors as they are, and a process that dies."""
 
 import os
+import re
+import signal
 
 import pytest
 
-from wsl_d2.data.runner import run_parts
+from wsl_d2.data.runner import Cluster, run_parts
 from wsl_d2.errors import UserError
 
 
@@ -20,7 +22,14 @@ def failing(_, part):
 
 def dying(_, part):
     if part == 3:
-        os._exit(9)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return part
+
+
+def dying_once(folder, part):
+    if part == 3 and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     return part
 
 
@@ -31,6 +40,23 @@ def test_every_part_is_done_once(workers):
         list(run_parts(failing, range(9), None, workers=workers))
 
 
-def test_a_process_that_was_killed_is_one_clear_error():
-    with pytest.raises(UserError, match="a process was killed.*fewer --workers"):
+def test_a_part_whose_process_was_killed_is_done_again(tmp_path, caplog):
+    assert sorted(run_parts(dying_once, range(9), tmp_path, workers=2)) == list(range(9))
+    assert "3: the process that did this was killed" in caplog.text
+    with pytest.raises(UserError, match="^3: .* was killed 3 times.*repeat the command"):
         list(run_parts(dying, range(9), None, workers=2))
+
+
+@pytest.mark.slow
+def test_jobs_do_the_same(tmp_path, caplog):
+    cluster = Cluster(2, tmp_path / "jobs", "local", {"timeout_min": 5})
+    assert sorted(run_parts(dying_once, [1, 3], tmp_path, workers=cluster)) == [1, 3]
+    assert re.search("^3: the process that did this was killed.*log.err", caplog.messages[0])
+    assert not cluster.folder.exists()
+    with pytest.raises(ValueError, match="part 3"):
+        list(run_parts(failing, [3], None, workers=cluster))
+
+
+def test_what_the_cluster_refuses_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="nonsense"):
+        list(run_parts(scaled, range(9), 10, workers=Cluster(2, tmp_path / "jobs", "local", {"nonsense": 1})))

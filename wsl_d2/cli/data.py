@@ -6,13 +6,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wsl_d2.cli.hashtags import add_columns
-from wsl_d2.cli.verb import Verb, add_workers, positive
+from wsl_d2.cli.hashtags import add_columns, show_posts
+from wsl_d2.cli.verb import Verb, add_runner, local_path, positive, runner_of
 
 _SHOWN = 20
 
 
-def _print_dataset(folder: Path, manifest: dict) -> None:
+def _print_dataset(folder: str | Path, manifest: dict) -> None:
     from wsl_d2.data.format.manifest import describe_images
 
     print(f"{folder}: {describe_images(manifest).replace('; ', chr(10) + '  ')}")
@@ -24,9 +24,13 @@ def _print_dataset(folder: Path, manifest: dict) -> None:
 
 def _make_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("posts", nargs="+", help="files or URLs of posts")
-    parser.add_argument("--images", required=True, help="path or URL of a key's image, with {key} in it")
+    parser.add_argument(
+        "--images",
+        required=True,
+        help="path or URL of a key's image, with {key} in it; a folder; or column:NAME of Parquet files",
+    )
     parser.add_argument("--vocabulary", required=True, help="vocabulary.json, of `wsl-d2 hashtags vocabulary`")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--output", required=True, help="folder to write, or its URL such as s3://bucket/train")
     parser.add_argument("--images-per-shard", type=positive, default=10_000, help="posts in a shard")
     add_columns(parser)
     parser.add_argument("--user-column", default="", help="column that says who posted an image; YFCC100M's is known")
@@ -40,7 +44,7 @@ def _make_arguments(parser: argparse.ArgumentParser) -> None:
         help="what of each image is looked at: nothing, format and size, or every pixel",
     )
     parser.add_argument("--only-labelled", action="store_true", help="leave out posts without a label")
-    add_workers(parser)
+    add_runner(parser)
 
 
 def make(args: argparse.Namespace) -> None:
@@ -52,13 +56,14 @@ def make(args: argparse.Namespace) -> None:
     from wsl_d2.data import make_shards
     from wsl_d2.hashtags import Vocabulary
 
+    show_posts(args.posts, args)
     manifest = make_shards(
         args.posts,
         args.images,
         Vocabulary.load(args.vocabulary),
         args.output,
         images_per_shard=args.images_per_shard,
-        workers=args.workers,
+        workers=runner_of(args, args.output),
         kind=None if args.format == "auto" else args.format,
         check=args.check,
         only_labelled=args.only_labelled,
@@ -76,10 +81,10 @@ def make(args: argparse.Namespace) -> None:
 
 
 def _index_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="with *.tar of images and .json of the same keys")
+    parser.add_argument("folder", help="or its URL, with *.tar of images and .json of the same keys")
     parser.add_argument("--vocabulary", required=True, help="vocabulary.json, of `wsl-d2 hashtags vocabulary`")
     parser.add_argument("--hashtags-column", default="hashtags", help="name of the hashtags in the .json")
-    add_workers(parser)
+    add_runner(parser)
 
 
 def index(args: argparse.Namespace) -> None:
@@ -91,17 +96,19 @@ def index(args: argparse.Namespace) -> None:
     from wsl_d2.hashtags import Vocabulary
 
     vocabulary = Vocabulary.load(args.vocabulary)
-    manifest = index_shards(args.folder, vocabulary, workers=args.workers, hashtags_column=args.hashtags_column)
+    manifest = index_shards(
+        args.folder, vocabulary, workers=runner_of(args, args.folder), hashtags_column=args.hashtags_column
+    )
     _print_dataset(args.folder, manifest)
 
 
 def _from_folders_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="folder of class folders, or a tar")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--output", required=True, help="folder to write, or its URL such as s3://bucket/train")
     parser.add_argument("--classes-of", type=Path, help="folder of shards with the classes to use, for validation")
     parser.add_argument("--files", type=Path, help="text file, one name below the source a line; only these are taken")
     parser.add_argument("--images-per-shard", type=positive, default=5_000, help="images in a shard")
-    add_workers(parser)
+    add_runner(parser)
 
 
 def from_folders(args: argparse.Namespace) -> None:
@@ -121,19 +128,19 @@ def from_folders(args: argparse.Namespace) -> None:
         vocabulary=Vocabulary.load(args.classes_of / "vocabulary.json") if args.classes_of else None,
         files=[line for line in args.files.read_text(encoding="utf-8").split("\n") if line] if args.files else None,
         images_per_shard=args.images_per_shard,
-        workers=args.workers,
+        workers=runner_of(args, args.output),
     )
     _print_dataset(args.output, manifest)
     print(f"  classes: {manifest['num_labels']:,}")
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="of a finished dataset")
+    parser.add_argument("folder", help="of a finished dataset, or its URL")
     parser.add_argument(
         "--report", type=Path, required=True, help="JSON lines, one a shard; a repeated call goes on from it"
     )
     parser.add_argument("--no-decode", action="store_true", help="compare checksums alone")
-    add_workers(parser)
+    add_runner(parser)
 
 
 def verify(args: argparse.Namespace) -> int:
@@ -143,7 +150,9 @@ def verify(args: argparse.Namespace) -> int:
     """
     from wsl_d2.data.write.verify import summarize, verify_dataset
 
-    reports = list(verify_dataset(args.folder, args.report, workers=args.workers, decode_images=not args.no_decode))
+    reports = list(
+        verify_dataset(args.folder, args.report, workers=runner_of(args, args.report), decode_images=not args.no_decode)
+    )
     summary = summarize(reports)
     print(f"{summary['shards']:,} shards, {summary['images']:,} images looked at")
     for title, counts in (("shards", summary["problems"]), ("images", summary["damaged_images"])):
@@ -199,8 +208,8 @@ def check(args: argparse.Namespace) -> int:
 
 
 def _view_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="folder of a finished dataset")
-    parser.add_argument("target", type=Path, help="folder to make")
+    parser.add_argument("source", type=local_path, help="folder of a finished dataset")
+    parser.add_argument("target", type=local_path, help="folder to make")
     parser.add_argument("--num-images", type=positive, help="labelled images to keep; all if left out")
     parser.add_argument("--max-images-per-user", type=positive, help="labelled images of a user to keep")
     parser.add_argument("--seed", type=int, default=0, help="of the subset; smaller subsets lie within larger ones")
@@ -210,7 +219,7 @@ def _view_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=("train", "val"), default="train", help="which part of the split is kept")
     parser.add_argument("--label-noise", type=float, default=0.0, help="fraction of the labels to replace by draws")
     parser.add_argument("--noise-seed", type=int, default=0, help="of the noise")
-    add_workers(parser)
+    add_runner(parser)
 
 
 def view(args: argparse.Namespace) -> None:
@@ -235,7 +244,7 @@ def view(args: argparse.Namespace) -> None:
         part=args.part,
         label_noise=args.label_noise,
         noise_seed=args.noise_seed,
-        workers=args.workers,
+        workers=runner_of(args, args.target),
     )
     print(
         f"{args.target}: {manifest['num_images']:,} images, {manifest['num_labels']:,} labels "

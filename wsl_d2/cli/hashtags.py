@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wsl_d2.cli.verb import Verb, add_workers, positive, share
+from wsl_d2.cli.verb import Verb, add_runner, local_path, positive, runner_of, share
 
 FORMATS = ("auto", "yfcc100m", "parquet", "jsonl", "json", "csv", "sqlite", "webdataset")
 AMBIGUOUS_POLICIES = ("most_frequent", "drop", "all")
@@ -20,6 +20,26 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
         "--hashtags-column", default="hashtags", help="column of hashtags: lists, or texts with commas between them"
     )
     which.add_argument("--caption-column", help="column of texts whose #words are the hashtags, instead")
+
+
+def show_posts(paths: list[str], args: argparse.Namespace) -> None:
+    """Prints the first posts as they are read.
+
+    Args:
+        paths: files or URLs.
+        args: of :func:`add_columns`.
+
+    Raises:
+        PostsError: they cannot be read, or hold no hashtag.
+    """
+    from wsl_d2.data.posts.readers import detect_post_format, first_rows
+
+    files = ((path, detect_post_format(path) if args.format == "auto" else args.format) for path in paths)
+    found = first_rows(files, args.key_column, args.hashtags_column, args.caption_column)
+    print("the first posts as read, key: hashtags", flush=True)
+    for key, hashtags in found:
+        line = f"  {key}: {', '.join(hashtags)}"
+        print(line if len(line) <= 120 else f"{line[:117]}...", flush=True)
 
 
 def _explain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +68,9 @@ def explain(args: argparse.Namespace) -> None:
 
 def _count_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("posts", nargs="+", help="files, folders, glob patterns or URLs of posts")
-    parser.add_argument("--output", type=Path, required=True, help="folder of results")
+    parser.add_argument("--output", type=local_path, required=True, help="folder of results")
     add_columns(parser)
-    add_workers(parser)
+    add_runner(parser)
 
 
 def count(args: argparse.Namespace) -> None:
@@ -61,10 +81,11 @@ def count(args: argparse.Namespace) -> None:
     Reads YFCC100M's metadata, Parquet, JSON lines and lists, CSV, SQLite and WebDataset tars, local or by URL. Every
     row is accounted for: a post, no image, or in rejected/ with the reason.
     """
-    from wsl_d2.data.posts.count import CountOptions, count_hashtags
+    from wsl_d2.data.posts.count import CountOptions, count_hashtags, find_files
 
+    show_posts(list(find_files(args.posts)), args)
     options = CountOptions(args.format, args.key_column, args.hashtags_column, args.caption_column)
-    manifest = count_hashtags(args.posts, args.output, options, workers=args.workers)
+    manifest = count_hashtags(args.posts, args.output, options, workers=runner_of(args, args.output))
     rows = manifest["rows"]
     print(f"rows: {rows:,}, posts {share(manifest['posts'], rows)}")
     for name in ("skipped", "rejected"):

@@ -7,7 +7,13 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsl_d2.engine.arguments import setting
+
+if TYPE_CHECKING:
+    from wsl_d2.data.runner import Workers
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,48 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=positive, default=cores, metavar="N", help="processes; all cores if not given"
     )
+
+
+def add_runner(parser: argparse.ArgumentParser) -> None:
+    """Adds --workers, and where they run."""
+    add_workers(parser)
+    parser.add_argument(
+        "--runner",
+        choices=("local", "slurm"),
+        default="local",
+        help="processes of this machine, or jobs of a SLURM cluster, as many at a time as --workers says",
+    )
+    parser.add_argument(
+        "--runner-parameter",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the jobs, as submitit names it, such as slurm_partition=cpu, mem_gb=8 or timeout_min=600; may be "
+        "repeated",
+    )
+
+
+def runner_of(args: argparse.Namespace, output: str | Path) -> Workers:
+    """Returns what the options of :func:`add_runner` choose.
+
+    Args:
+        output: of the command; what belongs to jobs lies beside it while they run. That of a URL lies here.
+    """
+    if args.runner == "local":
+        return args.workers
+    from wsl_d2.data.runner import Cluster
+
+    place = Path(str(output).rstrip("/").rpartition("/")[2] if "://" in str(output) else output)
+    folder = place.with_name(f"{place.name}.jobs").absolute()
+    return Cluster(args.workers, folder, args.runner, dict(args.runner_parameter))
+
+
+def local_path(text: str) -> Path:
+    """Parses a path of this machine, for what is not written to a store."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is a URL; give a local path, and copy the results there")
+    return Path(text)
 
 
 def positive(text: str) -> int:

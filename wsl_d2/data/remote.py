@@ -36,7 +36,7 @@ def is_url(place: str | Path) -> bool:
 
 def open_file_system(url: str) -> Any:
     """Returns the file system of a URL, with connections of its own."""
-    options: dict = {"skip_instance_cache": True}
+    options: dict = {"skip_instance_cache": True, "use_listings_cache": False}
     if url.startswith(("http://", "https://")):
         import aiohttp
 
@@ -48,13 +48,14 @@ def open_file_system(url: str) -> Any:
         raise UserError(f"{url}: {error}. Install the package that fsspec needs for it.") from error
 
 
-def retry(action: Callable[[], _T], place: str, attempts: int) -> _T:
+def retry(action: Callable[[], _T], place: str, attempts: int, done: str = "read") -> _T:
     """Returns what ``action`` returns, after a few attempts with waits in between that double.
 
     Args:
-        action: reads ``place``; may raise whatever the libraries of a store raise.
+        action: reads or writes ``place``; may raise whatever the libraries of a store raise.
         place: a path or URL, for messages.
         attempts: in all.
+        done: what the action does to it, for messages.
 
     Raises:
         FileNotFoundError: there is no such file, or it is gone for good.
@@ -65,8 +66,9 @@ def retry(action: Callable[[], _T], place: str, attempts: int) -> _T:
     for attempt in range(1, attempts + 1):
         try:
             return action()
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{place} does not exist") from None
+        except FileNotFoundError as error:
+            problem = "does not exist" if done == "read" else f"could not be {done}: {error}"
+            raise FileNotFoundError(f"{place} {problem}") from None
         except Exception as error:  # stores raise errors of their own libraries
             if isinstance(error, UserError) and not isinstance(error, StoreBusyError):
                 raise
@@ -78,7 +80,7 @@ def retry(action: Callable[[], _T], place: str, attempts: int) -> _T:
             problem = f"HTTP {status}" if status else f"{type(error).__name__}: {error}" if str(error) else repr(error)
             if attempt == attempts:
                 kind = StoreUnreachableError if _is_unreachable(error) else StoreBusyError
-                raise kind(f"{place} could not be read in {attempts} attempts: {problem}") from error
+                raise kind(f"{place} could not be {done} in {attempts} attempts: {problem}") from error
             wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
             logging.getLogger(__name__).warning(
                 f"{place}: {problem}; attempt {attempt + 1} of {attempts} in {wait:.1f} s"

@@ -50,7 +50,7 @@ def add_cluster_arguments(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--cluster", choices=["slurm", "local"], help=about)
     parser.add_argument(
         "--cluster-parameter",
-        type=_setting,
+        type=setting,
         action="append",
         default=[],
         metavar="NAME=VALUE",
@@ -59,7 +59,8 @@ def add_cluster_arguments(parser: argparse.ArgumentParser, about: str) -> None:
     )
 
 
-def _setting(text: str) -> tuple[str, int | float | str]:
+def setting(text: str) -> tuple[str, int | float | str]:
+    """Parses NAME=VALUE."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")

@@ -2,18 +2,21 @@
 
 import bz2
 import csv
+import http.server
 import io
 import json
 import random
 import sqlite3
 import tarfile
+import threading
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from posts_files import make_posts, write_jsonl, write_parquet, write_tar, yfcc_line
 
-from wsl_d2.data.posts.readers import PostsError, detect_post_format, read_posts
+from wsl_d2.data.posts.readers import PostsError, detect_post_format, first_rows, read_posts
 
 ROWS = [("p0", ["#golden retriever", "beach"]), ("p1", ["dog", "#cats"]), ("p2", ["New York", "hot dog"]), ("p3", [])]
 
@@ -30,6 +33,26 @@ def read(path, kind=None, **options):
         for reason, count in chunk.skipped.items():
             skipped[reason] = skipped.get(reason, 0) + count
     return rows, rejected, skipped
+
+
+def test_the_first_posts_are_shown_and_a_column_without_a_hashtag_is_an_error(tmp_path):
+    write_jsonl(tmp_path / "empty.jsonl", [(f"e{i}", []) for i in range(3)])
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    files = [(str(tmp_path / name), "jsonl") for name in ("empty.jsonl", "a.jsonl")]
+    assert first_rows(files, number=5) == [*((f"e{i}", []) for i in range(3)), *ROWS[:2]]
+    with pytest.raises(PostsError, match=r"^0 hashtags in 3 rows, by the column 'hashtags'\. Choose"):
+        first_rows(files[:1])
+    with pytest.raises(PostsError, match=r"in 7 rows, by the column 'tags' \(no id: 7\)"):
+        first_rows(files, "id", "tags")
+
+
+def test_lines_of_a_web_server_are_read(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert read(f"http://127.0.0.1:{server.server_port}/a.jsonl")[0] == ROWS
+        server.shutdown()
 
 
 def test_every_format_gives_the_same_posts(tmp_path):

@@ -5,6 +5,8 @@ import json
 import os
 import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from command_line import wsl_d2
 from toy_data import TOY_HASHTAGS, jpeg, write_hashtag_folder
@@ -88,7 +90,7 @@ def test_a_call_with_other_options_changes_nothing(posts, tmp_path):
     Vocabulary.build("pets", load_wordnet(), synsets=["n02084071", "n02121620"]).save(posts / "pets.json")
     printed = make(posts, "out", "--only-labelled", "--vocabulary", posts / "pets.json", code=2)
     assert "is the place of another dataset: vocabulary" in printed and "only_labelled false, not true" in printed
-    assert printed.count("\n") == 1
+    assert printed.splitlines()[-1].startswith("wsl-d2 data make: ") and printed.count("wsl-d2 data make: ") == 1
     assert {path: path.read_bytes() for path in (posts / "out").iterdir()} == before
     (posts / "mine").mkdir()
     (posts / "mine/a.tar").write_bytes(b"mine")
@@ -329,3 +331,21 @@ def test_images_in_a_folder_are_found_by_name_by_path_and_with_their_ending(tmp_
         ("../a", "the key is no path that leads downwards"),
         ("none", "no image"),
     ]
+
+
+def test_images_in_a_column_of_the_table(tmp_path, toy_vocabulary):
+    pictures = [{"bytes": jpeg(i) if i != 5 else None, "path": f"p{i}.jpg"} for i in range(100)]
+    tags = [f"#{TOY_HASHTAGS[0].lstrip('#')}#love" if i != 2 else None for i in range(100)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(
+        pa.table({"image": pa.array(pictures, kind), "text": tags}), tmp_path / "a.parquet", row_group_size=70
+    )
+    columns = {"key_column": "image.path", "caption_column": "text", "images_per_shard": 40}
+    posts = [str(tmp_path / "a.parquet")]
+    manifest = make_shards(posts, "column:image", toy_vocabulary, tmp_path / "out", **columns, workers=2)
+    assert manifest["account"] == {"no image": 1, "rows": 100, "written": 99}
+    dataset = HashtagDataset(tmp_path / "out")
+    assert [dataset[i]["key"] for i in range(5)] == ["p0", "p1", "p3", "p4", "p6"]
+    assert all(dataset[i]["image"] == jpeg(int(dataset[i]["key"][1:])) for i in range(0, 98, 7))
+    with pytest.raises(UserError, match="has no column 'text' of images; columns of bytes are 'image'"):
+        make_shards(posts, "column:text", toy_vocabulary, tmp_path / "other", **columns)

@@ -12,8 +12,8 @@ A dataset is a folder::
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,13 +82,16 @@ def index_shard(
     return labels
 
 
-def finish_dataset(folder: str | Path, vocabulary: Vocabulary, extra: dict | None = None) -> dict:
+def finish_dataset(
+    folder: str | Path, vocabulary: Vocabulary, extra: dict | None = None, names: list[str] | None = None
+) -> dict:
     """Writes ``vocabulary.json`` and ``manifest.json`` for a folder whose shards are all written and indexed.
 
     Args:
         folder: holds ``*.tar`` with their indexes and labels.
         vocabulary: the one the shards were labelled with.
         extra: more entries for the manifest.
+        names: of the tars, which may lie elsewhere; those in the folder if None.
 
     Returns:
         The manifest.
@@ -98,7 +101,7 @@ def finish_dataset(folder: str | Path, vocabulary: Vocabulary, extra: dict | Non
             different columns, or no image has a label.
     """
     folder = Path(folder)
-    tars = sorted(folder.glob("*.tar"))
+    tars = sorted(folder.glob("*.tar")) if names is None else [folder / name for name in names]
     if not tars:
         raise ShardError(f"{folder}: no *.tar shards here.")
     shards: list[dict] = []
@@ -254,32 +257,26 @@ def _digests(rows: list[dict], name: str) -> np.ndarray:
     return np.frombuffer(joined, np.dtype((np.void, 32)), len(rows))
 
 
-def find_missing(folder: str | Path, table: ShardTable) -> list[str]:
-    """Compares every shard's presence and size with the manifest, without reading contents; returns the problems."""
-    with os.scandir(folder) as entries:
-        sizes = {
-            entry.name: entry.stat().st_size if entry.name.endswith(".tar") else 0
-            for entry in entries
-            if entry.name.endswith((".tar", ".npz"))
-        }
+def find_missing(place: str | Path, table: ShardTable, sizes: Mapping[str, int]) -> list[str]:
+    """Compares every shard's presence and size with the manifest, without reading contents; returns the problems.
+
+    Args:
+        place: of the dataset, for messages.
+        table: of its manifest.
+        sizes: name -> bytes of the files that are there.
+    """
     problems = []
     endings = [path("a.tar").name.removeprefix("a") for path in (index_path, labels_path)]
     for name, num_bytes in zip(table.names.tolist(), table.num_bytes.tolist(), strict=True):
         tar = name.decode()
         if tar not in sizes:
-            problems.append(f"{Path(folder) / tar} is missing")
+            problems.append(f"{place}/{tar} is missing")
         elif sizes[tar] != num_bytes:
-            problems.append(f"{Path(folder) / tar} has {sizes[tar]} bytes, the manifest says {num_bytes}")
+            problems.append(f"{place}/{tar} has {sizes[tar]} bytes, the manifest says {num_bytes}")
         else:
             beside = [tar.removesuffix(".tar") + ending for ending in endings]
-            problems += [f"{Path(folder) / one} is missing" for one in beside if one not in sizes]
+            problems += [f"{place}/{one} is missing" for one in beside if one not in sizes]
     return problems
-
-
-def check_shards(folder: str | Path, table: ShardTable) -> None:
-    """Raises ShardError that lists each missing or altered shard; see :func:`find_missing`."""
-    if problems := find_missing(folder, table):
-        raise ShardError(f"{len(problems)} of {len(table)} shards cannot be used: {shorten_list(problems)}")
 
 
 def shorten_list(lines: list[str], limit: int = 5) -> str:

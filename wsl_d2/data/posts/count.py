@@ -22,6 +22,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,8 +34,9 @@ import pyarrow.parquet as pq
 
 from wsl_d2.data.format.labels import sorted_unique
 from wsl_d2.data.posts.merge import COUNTS_SCHEMA, merge_counts, merge_files, read_most_frequent_first, write_counts
-from wsl_d2.data.posts.readers import Chunk, PostsError, detect_post_format, read_posts
-from wsl_d2.data.runner import run_parts
+from wsl_d2.data.posts.readers import Chunk, PostsError, detect_post_format, no_hashtags, read_posts
+from wsl_d2.data.remote import is_url, open_file_system, retry
+from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.files import open_atomically, sha256_of, write_atomically
 
 FORMAT_VERSION = 2
@@ -69,6 +71,9 @@ class Part:
     first: int = 0
     last: int = 0
 
+    def __str__(self) -> str:
+        return self.path + (f", row groups {self.first} to {self.last - 1}" if self.last else "")
+
     @property
     def name(self) -> str:
         return f"part-{self.number:06d}"
@@ -85,19 +90,26 @@ def find_files(inputs: Iterable[str]) -> dict[str, int]:
     """
     paths: dict[str, int] = {}
     for pattern in inputs:
-        filesystem, root = fsspec.core.url_to_fs(pattern)
-        found = filesystem.find(root) if filesystem.isdir(root) else filesystem.glob(root)
-        if not found and filesystem.exists(root):
-            found = [root]
-        found = [path for path in found if not path.endswith(_NOT_POSTS)]
-        tars = {path.removesuffix(".tar") for path in found if path.endswith(".tar")}
-        found = [path for path in found if path.removesuffix(".parquet") not in tars]
-        if not found:
+        try:
+            found = retry(partial(_find, pattern), pattern, 4)
+        except (FileNotFoundError, PermissionError) as error:
+            raise PostsError(f"{error}.") from error
+        names = [path for path in found if not path.endswith(_NOT_POSTS)]
+        tars = {path.removesuffix(".tar") for path in names if path.endswith(".tar")}
+        names = [path for path in names if path.removesuffix(".parquet") not in tars]
+        if not names:
             raise PostsError(f"{pattern}: there is no such file.")
-        local = "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
-        for path in found:
-            paths[path if local else filesystem.unstrip_protocol(path)] = int(filesystem.size(path))
+        paths |= {path: found[path] for path in names}
     return dict(sorted(paths.items()))
+
+
+def _find(pattern: str) -> dict[str, int]:
+    files = open_file_system(pattern)
+    root = files._strip_protocol(pattern)
+    found = files.find(root, detail=True) if files.isdir(root) else files.glob(root, detail=True)
+    if not found and files.exists(root):
+        found = {root: files.info(root)}
+    return {files.unstrip_protocol(path) if is_url(pattern) else path: int(row["size"]) for path, row in found.items()}
 
 
 def plan_parts(inputs: Iterable[str], options: CountOptions) -> list[Part]:
@@ -248,7 +260,7 @@ def _files_are_whole(output: Path, account: dict[str, Any]) -> bool:
 
 
 def count_hashtags(
-    inputs: Iterable[str], output: str | Path, options: CountOptions | None = None, *, workers: int = 1
+    inputs: Iterable[str], output: str | Path, options: CountOptions | None = None, *, workers: Workers = 1
 ) -> dict[str, Any]:
     """Counts the hashtags of a corpus; an interrupted call can be repeated and does what is missing.
 
@@ -256,7 +268,7 @@ def count_hashtags(
         inputs: files, folders, glob patterns or URLs of posts.
         output: folder of results.
         options: what decides the results.
-        workers: processes.
+        workers: processes, or a cluster.
 
     Returns:
         The manifest.
@@ -308,7 +320,7 @@ def _check_plan(output: Path, plan: dict[str, Any]) -> None:
         )
 
 
-def _finish(output: Path, accounts: list[dict[str, Any]], options: CountOptions, workers: int) -> dict[str, Any]:
+def _finish(output: Path, accounts: list[dict[str, Any]], options: CountOptions, workers: Workers) -> dict[str, Any]:
     def total(name: str) -> dict[str, int]:
         everything: Counter[str] = Counter()
         for account in accounts:
@@ -328,12 +340,7 @@ def _finish(output: Path, accounts: list[dict[str, Any]], options: CountOptions,
     }
     if not sums["hashtags"]:
         column = options.caption_column or options.hashtags_column
-        reasons = ", ".join(f"{reason}: {n:,}" for reason, n in (manifest["skipped"] | manifest["rejected"]).items())
-        raise PostsError(
-            f"0 hashtags in {sums['rows']:,} rows, {sums['posts']:,} of them posts, by the column {column!r}"
-            + (f" ({reasons})" if reasons else "")
-            + ". Choose the right one with --hashtags-column or --caption-column."
-        )
+        raise PostsError(no_hashtags(sums["rows"], column, manifest["skipped"] | manifest["rejected"]))
     parts = [output / name for account in accounts for name in account["files"] if name.startswith("counts/")]
     merged = _merge_parts(parts, output / "merged", workers)
     distinct = 0
@@ -350,14 +357,15 @@ def _finish(output: Path, accounts: list[dict[str, Any]], options: CountOptions,
     return manifest
 
 
-def _merge_parts(files: list[Path], folder: Path, workers: int) -> Path:
+def _merge_parts(files: list[Path], folder: Path, workers: Workers) -> Path:
     """Merges files of counts in a tree, in which every node is a file that a restart finds; returns the last one."""
     level = 0
     while len(files) > 1:
         folder.mkdir(exist_ok=True)
         groups = [files[first : first + _MERGED_AT_ONCE] for first in range(0, len(files), _MERGED_AT_ONCE)]
         nodes = [(group, folder / f"level-{level}-{i:06d}.parquet") for i, group in enumerate(groups)]
-        for _ in run_parts(_merge_node, nodes, None, workers=min(workers, len(nodes)), unit="merge", total=len(nodes)):
+        several = workers if len(nodes) > 1 else 1
+        for _ in run_parts(_merge_node, nodes, None, workers=several, unit="merge", total=len(nodes)):
             pass
         files, level = [path for _, path in nodes], level + 1
     return files[0]

@@ -25,11 +25,13 @@ import pyarrow.parquet as pq
 
 from wsl_d2.data.format.origin import Origin, read_origin
 from wsl_d2.data.format.tar import read_tar
+from wsl_d2.data.remote import is_url
 from wsl_d2.errors import UserError
 from wsl_d2.hashtags import parse_caption, parse_hashtags
 
 FORMATS = ("yfcc100m", "parquet", "jsonl", "json", "csv", "sqlite", "webdataset")
 CHUNK_ROWS = 200_000
+_FIRST_ROWS = 1000
 MAX_ROW_BYTES = 1 << 20
 _WHOLE_FLOATS = 2.0**53  # beyond, a float has lost digits of a whole number
 
@@ -110,6 +112,7 @@ class Chunk:
         skipped: reason -> rows that are not images, such as videos.
         rejected: (row number, reason, beginning of the row) of rows that cannot be used.
         origins: (n,) of the images; empty where no column of them was asked for and the format has none.
+        rows: (n,) of Parquet, which rows of the file these are, from 0.
     """
 
     keys: pa.Array
@@ -118,6 +121,7 @@ class Chunk:
     skipped: dict[str, int] = field(default_factory=dict)
     rejected: list[tuple[int, str, str]] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
+    rows: np.ndarray | None = None
 
 
 class _SkippedRow(ValueError):
@@ -146,6 +150,7 @@ def read_posts(
     hashtags_column: str = "hashtags",
     caption_column: str | None = None,
     row_groups: tuple[int, int] | None = None,
+    chunk_rows: int | None = None,
     *,
     user_column: str = "",
     time_column: str = "",
@@ -160,6 +165,7 @@ def read_posts(
         caption_column: a text whose #words are the hashtags, instead of ``hashtags_column``.
         row_groups: of a Parquet file, first and behind the last; all if None.
         user_column, time_column, place_column: see :class:`Columns`; YFCC100M's are known.
+        chunk_rows: rows of a chunk; 200,000 if None.
 
     Raises:
         PostsError: the file cannot be read, is truncated, or has no such column.
@@ -170,31 +176,82 @@ def read_posts(
         raise PostsError(f"unknown format {kind!r}; choose one of {', '.join(FORMATS)}.")
     try:
         if kind == "parquet":
-            yield from _read_parquet(path, columns, row_groups)
-        elif kind == "webdataset":
-            yield from _collect(_tar_rows(path, columns))
-        elif kind == "yfcc100m":
-            yield from _collect(_yfcc_rows(path))
-        elif kind == "jsonl":
-            yield from _collect((line, _json_parser(line, columns)) for line in _lines(path) if line.strip())
-        elif kind == "json":
-            yield from _collect((_shown(row), _row_parser(row, columns)) for row in _json_list(path))
-        elif kind == "csv":
-            yield from _collect((_shown(row), _row_parser(row, columns)) for row in _csv_rows(path, columns))
+            yield from _read_parquet(path, columns, row_groups, chunk_rows or CHUNK_ROWS)
         else:
-            yield from _collect(_sqlite_rows(path, columns))
+            yield from _collect(_rows_of(path, kind, columns), chunk_rows or CHUNK_ROWS)
     except (OSError, EOFError, pa.ArrowException, sqlite3.Error, csv.Error) as error:
         raise PostsError(f"{path}: not readable as {kind} to its end ({error}).") from error
 
 
+def _rows_of(path: str, kind: str, columns: Columns) -> Iterator[tuple[bytes, Callable[[], Row]]]:
+    if kind == "webdataset":
+        yield from _tar_rows(path, columns)
+    elif kind == "yfcc100m":
+        yield from _yfcc_rows(path)
+    elif kind == "sqlite":
+        yield from _sqlite_rows(path, columns)
+    elif kind == "jsonl":
+        yield from ((line, _json_parser(line, columns)) for line in _lines(path) if line.strip())
+    else:
+        rows = _json_list(path) if kind == "json" else _csv_rows(path, columns)
+        yield from ((_shown(row), _row_parser(row, columns)) for row in rows)
+
+
+def first_rows(
+    files: Iterable[tuple[str, str]],
+    key_column: str = "key",
+    hashtags_column: str = "hashtags",
+    caption_column: str | None = None,
+    number: int = 10,
+) -> list[tuple[str, list[str]]]:
+    """Returns (key, hashtags) of the first posts, to be looked at before all are read.
+
+    Args:
+        files: (path, format); for the others see :func:`read_posts`.
+        number: of posts.
+
+    Raises:
+        PostsError: see :func:`read_posts`; or there is no hashtag in the first 200,000 rows.
+    """
+    found: list[tuple[str, list[str]]] = []
+    reasons: dict[str, int] = {}
+    rows = hashtags = 0
+    for path, kind in files:
+        for chunk in read_posts(path, kind, key_column, hashtags_column, caption_column, chunk_rows=_FIRST_ROWS):
+            rows += chunk.num_rows
+            hashtags += len(chunk.hashtags.flatten())
+            for reason in [*chunk.skipped, *(reason for _, reason, _ in chunk.rejected)]:
+                reasons[reason] = reasons.get(reason, 0) + 1
+            part = slice(0, number - len(found))
+            found += zip(chunk.keys[part].to_pylist(), chunk.hashtags[part].to_pylist(), strict=True)
+            if hashtags and len(found) == number:
+                return found
+            if rows >= CHUNK_ROWS:
+                break
+    if hashtags:
+        return found
+    raise PostsError(no_hashtags(rows, caption_column or hashtags_column, reasons))
+
+
+def no_hashtags(rows: int, column: str, reasons: dict[str, int]) -> str:
+    """Returns the error that rows hold no hashtag."""
+    listed = ", ".join(f"{reason}: {number:,}" for reason, number in reasons.items())
+    return (
+        f"0 hashtags in {rows:,} rows, by the column {column!r}{f' ({listed})' if listed else ''}. Choose the right "
+        "one with --hashtags-column or --caption-column, and --key-column."
+    )
+
+
 def _open(path: str) -> Any:
     file = fsspec.open(path, "rb").open()
+    if is_url(path):  # files of stores read lines of any length alone
+        file = io.BufferedReader(file, 1 << 20)
     if path.endswith(".bz2"):
         return bz2.open(file)
     return gzip.open(file) if path.endswith(".gz") else file
 
 
-def _collect(rows: Iterable[tuple[bytes, Callable[[], Row]]]) -> Iterator[Chunk]:
+def _collect(rows: Iterable[tuple[bytes, Callable[[], Row]]], chunk_rows: int) -> Iterator[Chunk]:
     """Gathers (beginning of the row, what gives its key and hashtags) into chunks."""
     keys: list[str] = []
     hashtags: list[list[str]] = []
@@ -231,7 +288,7 @@ def _collect(rows: Iterable[tuple[bytes, Callable[[], Row]]]) -> Iterator[Chunk]
             keys.append(key)
             hashtags.append(found)
             origins.append(origin)
-        if number - start >= CHUNK_ROWS:
+        if number - start >= chunk_rows:
             yield take()
     yield take()
 
@@ -450,7 +507,7 @@ def _tar_parser(image: Any, columns: Columns) -> Callable[[], Row]:
     return parse
 
 
-def _read_parquet(path: str, columns: Columns, row_groups: tuple[int, int] | None) -> Iterator[Chunk]:
+def _read_parquet(path: str, columns: Columns, row_groups: tuple[int, int] | None, chunk_rows: int) -> Iterator[Chunk]:
     with fsspec.open(path, "rb") as file:
         table = pq.ParquetFile(file)
         _check_columns(path, table.schema_arrow.names, columns)
@@ -460,7 +517,7 @@ def _read_parquet(path: str, columns: Columns, row_groups: tuple[int, int] | Non
         names = list(dict.fromkeys(name.partition(".")[0] for name in wanted))
         names += [name for name in wanted if name in table.schema_arrow.names]
         for batch in table.iter_batches(
-            CHUNK_ROWS, row_groups=list(range(start, end)), columns=list(dict.fromkeys(names))
+            chunk_rows, row_groups=list(range(start, end)), columns=list(dict.fromkeys(names))
         ):
             keys, hashtags = (_arrow_column(path, batch, name) for name in (columns.key, columns.hashtags))
             origins = {name: _arrow_column(path, batch, name).to_pylist() for name in columns.origin}
@@ -517,7 +574,8 @@ def _parquet_chunk(
     if origins:
         rows = (dict(zip(origins, values, strict=True)) for values in zip(*origins.values(), strict=True))
         found = [columns.origin_of(row.__getitem__) for row, is_good in zip(rows, good, strict=True) if is_good]
-    return Chunk(keys.filter(mask), pc.fill_null(lists, []).filter(mask), len(keys), {}, rejected, found)
+    lists = pc.fill_null(lists, []).filter(mask)
+    return Chunk(keys.filter(mask), lists, len(keys), {}, rejected, found, first + np.flatnonzero(good))
 
 
 def _is_text(kind: pa.DataType) -> bool:

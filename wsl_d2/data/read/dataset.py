@@ -6,15 +6,17 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from wsl_d2.data.format.index import ShardIndex, index_path, read_index, save_arrays
 from wsl_d2.data.format.labels import HashtagIndex, ShardedIndex, ShardLabels, labels_path, read_labels
-from wsl_d2.data.format.manifest import MANIFEST, VOCABULARY, ShardTable, check_shards, read_manifest
+from wsl_d2.data.format.manifest import MANIFEST, VOCABULARY, ShardTable, find_missing, read_manifest, shorten_list
 from wsl_d2.data.order.resampling import EpochDistribution, epoch_distribution
 from wsl_d2.data.read.mapper import DamagedImageError, HashtagMapper
 from wsl_d2.data.read.store import ShardStore
@@ -23,6 +25,7 @@ from wsl_d2.files import cache_folder
 
 _MAX_OPEN_SHARDS = 128
 _MAX_REPLACEMENTS = 100
+_Content = TypeVar("_Content")
 
 
 class HashtagDataset(Dataset):
@@ -96,15 +99,18 @@ class HashtagDataset(Dataset):
             ShardError: they are missing, damaged or do not belong to the manifest.
         """
         name = self.table.name(shard)
-        self.store.path(labels_path(name).name)
-        labels = read_labels(self.folder / name, mapped=mapped)
-        if labels.sha256 != self.table.labels_hex_digest(shard):
-            raise ShardError(
-                f"{self.store.place(labels_path(name).name)} holds other labels than the manifest says (vocabulary "
-                f"{labels.vocabulary_checksum[:12]}, column {labels.hashtags_column!r}, {len(labels.rows)} images); "
-                "index the dataset again."
-            )
-        return labels
+
+        def read() -> ShardLabels:
+            labels = read_labels(self.folder / name, mapped=mapped)
+            if labels.sha256 != self.table.labels_hex_digest(shard):
+                raise ShardError(
+                    f"{self.store.place(labels_path(name).name)} holds other labels than the manifest says (vocabulary "
+                    f"{labels.vocabulary_checksum[:12]}, column {labels.hashtags_column!r}, {len(labels.rows)} "
+                    "images); index the dataset again."
+                )
+            return labels
+
+        return self._from_store(labels_path(name).name, read)
 
     def read_index(self, shard: int) -> ShardIndex:
         """Reads the index of a shard, but for its hashtags.
@@ -113,14 +119,28 @@ class HashtagDataset(Dataset):
             ShardError: it is missing, damaged or does not belong to the manifest.
         """
         name = self.table.name(shard)
-        self.store.path(index_path(name).name)
-        index = read_index(self.folder / name, with_hashtags=False, mapped=True)
-        if index.tar_sha256 != self.table.hex_digest(shard):
-            raise ShardError(
-                f"{self.store.place(index_path(name).name)} is the index of another tar than the manifest says; index "
-                "the dataset again."
-            )
-        return index
+
+        def read() -> ShardIndex:
+            index = read_index(self.folder / name, with_hashtags=False, mapped=True)
+            if index.tar_sha256 != self.table.hex_digest(shard):
+                raise ShardError(
+                    f"{self.store.place(index_path(name).name)} is the index of another tar than the manifest says; "
+                    "index the dataset again."
+                )
+            return index
+
+        return self._from_store(index_path(name).name, read)
+
+    def _from_store(self, name: str, read: Callable[[], _Content]) -> _Content:
+        """Reads a file; one of a store whose copy in the cache is damaged or outdated is copied again."""
+        self.store.path(name)
+        try:
+            return read()
+        except ShardError:
+            if not self.store.is_remote:
+                raise
+        self.store.path(name, fresh=True)
+        return read()
 
     @property
     def sharded_index(self) -> ShardedIndex:
@@ -152,14 +172,17 @@ class HashtagDataset(Dataset):
     def check_shards(self) -> None:
         """Raises ShardError that lists each shard which is missing or has another size than the manifest says.
 
-        Shards in a store are not checked here, but when they are copied.
+        Web servers do not list their files; there a shard is checked when it is copied.
         """
-        if not self.store.is_remote:
-            check_shards(self.folder, self.table)
+        if self.store.location.startswith(("http://", "https://")):
+            return
+        sizes = {name: stamp[0] for name, stamp in self.store.list_files().items()}
+        if problems := find_missing(self.store.location, self.table, sizes):
+            raise ShardError(f"{len(problems)} of {len(self.table)} shards cannot be used: {shorten_list(problems)}")
 
-    def fetch(self, shard: int) -> Path:
-        """Returns the local path of a shard, copied from the store if it is not in the cache."""
-        return self.store.path(self.table.name(shard), self.table.hex_digest(shard))
+    def fetch(self, shard: int, *, fresh: bool = False) -> Path:
+        """Returns the local path of a shard, copied from the store if it is not in the cache, or ``fresh``."""
+        return self.store.path(self.table.name(shard), self.table.hex_digest(shard), fresh=fresh)
 
     def _shard(self, shard: int) -> tuple[int, ShardIndex, ShardLabels]:
         """An open file of the shard, its index and its labels."""
@@ -189,7 +212,10 @@ class HashtagDataset(Dataset):
     def _open_file(self, shard: int) -> int:
         for _ in range(10):
             try:
-                return os.open(self.fetch(shard), os.O_RDONLY)
+                path = self.fetch(shard)
+                if self.store.is_remote and path.stat().st_size != self.table.num_bytes[shard]:
+                    path = self.fetch(shard, fresh=True)
+                return os.open(path, os.O_RDONLY)
             except FileNotFoundError:  # another process evicted it from the cache; copy it again
                 if not self.store.is_remote:
                     raise
@@ -205,6 +231,10 @@ class HashtagDataset(Dataset):
         file, index, labels = self._shard(shard)
         row = int(labels.rows[place])
         data, key = index.read_image(file, row), index.key(row)
+        if data is None and self.store.is_remote:  # the copy in the cache may be damaged
+            os.close(self._open.pop(shard)[0])
+            self.fetch(shard, fresh=True)
+            data = index.read_image(self._shard(shard)[0], row)
         if data is None:
             raise ShardError(
                 f"shard {self.store.place(self.table.name(shard))}: image {key!r} is not what was indexed; the shard "

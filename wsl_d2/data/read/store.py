@@ -1,14 +1,17 @@
-"""Where shards are read from: a local folder, or an object store through fsspec with a bounded local shard cache.
+"""Where shards are read from and written to: a local folder, or an object store through fsspec with a bounded cache.
 
 A file of a store is copied whole into the cache, once for all processes of a machine, and its checksum is verified. The
-least recently used shards are evicted.
+least recently used shards, indexes and labels are evicted. What is written to a store is made in the cache first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from wsl_d2.data.remote import StoreBusyError, StoreUnreachableError, is_url, op
 from wsl_d2.errors import ShardError
 from wsl_d2.files import cache_folder, open_atomically, sha256_of
 
+_EVICTED = (".tar", ".npz")  # from the cache
+
 
 class ShardStore:
     """The files of a folder of shards, as local paths.
@@ -26,7 +31,8 @@ class ShardStore:
 
     Args:
         folder: a path, or a URL of fsspec such as ``s3://bucket/train`` or ``https://host/train``.
-        cache_bytes: size of the shard cache of this machine; at least that of the shards in use at a time.
+        cache_bytes: size of the shard cache of this machine, with indexes and labels; at least that of the shards in
+            use at a time.
         attempts: to read a file of a store, with waits in between that double.
 
     Attributes:
@@ -69,32 +75,98 @@ class ShardStore:
         with FileLock(f"{path}.lock", thread_local=False):
             if fresh or not path.is_file():
                 self._copy(name, path, sha256)
-        if name.endswith(".tar"):
-            os.utime(path)  # the time of its last use
+        if name.endswith(_EVICTED):
+            with contextlib.suppress(FileNotFoundError):  # evicted at this moment
+                os.utime(path)  # the time of its last use
         return path
 
-    def _copy(self, name: str, path: Path, sha256: str | None) -> None:
-        def copy() -> None:
-            self._file_system().get_file(self.place(name), file.name)
-            if problem := _problem_of(file.name, name, sha256):
-                raise StoreBusyError(problem)
+    def list_files(self) -> dict[str, list]:
+        """Returns name -> [size, a text or number that changes with the content, "" if unknown] of all files.
 
+        Raises:
+            ShardError: the folder cannot be listed.
+        """
+        if not self.is_remote:
+            with os.scandir(self.folder) as entries:
+                stamps = {entry.name: entry.stat() for entry in entries if entry.is_file()}
+            return {name: [stamp.st_size, stamp.st_mtime_ns] for name, stamp in stamps.items()}
+
+        def ls() -> list[dict]:
+            try:
+                return self._file_system().ls(self.location, detail=True)
+            except FileNotFoundError:  # an object store has no empty folders
+                return []
+
+        rows = [row for row in self._retry(ls, self.location) if row["type"] == "file"]
+        return {row["name"].rstrip("/").rpartition("/")[2]: [row["size"], _version_of(row)] for row in rows}
+
+    def tars(self) -> list[str]:
+        """Returns the names of the tars, sorted."""
+        return sorted(name for name in self.list_files() if name.endswith(".tar"))
+
+    def stamp(self, name: str) -> list:
+        """Returns what :meth:`list_files` says of one file of a store; [-1, ""] if it is not there."""
+
+        def info() -> list:
+            try:
+                row = self._file_system().info(self.place(name))
+            except FileNotFoundError:
+                return [-1, ""]
+            return [row["size"], _version_of(row)]
+
+        return self._retry(info, self.place(name))
+
+    def upload(self, *names: str) -> None:
+        """Copies files, in this order, from the cache to a store; of a local folder nothing needs to be done.
+
+        Raises:
+            ShardError: the store does not take them.
+        """
+        for name in names if self.is_remote else ():
+            put = partial(self._put, str(self.folder / name), self.place(name))
+            self._retry(put, self.place(name), "written")
+
+    def remove(self, *names: str) -> None:
+        """Removes files, which may not be there, from the folder, or from a store and its cache."""
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
+            if self.is_remote and self.stamp(name)[0] >= 0:
+                self._retry(partial(self._rm, self.place(name)), self.place(name), "removed")
+
+    def _put(self, path: str, place: str) -> None:
+        self._file_system().put_file(path, place)
+
+    def _rm(self, place: str) -> None:
+        self._file_system().rm_file(place)
+
+    def _retry(self, action: Callable[[], Any], place: str, done: str = "read") -> Any:
         try:
-            with open_atomically(path) as file:
-                retry(copy, self.place(name), self.attempts)
-                if name.endswith(".tar"):
-                    self._evict(os.path.getsize(file.name))
+            return retry(action, place, self.attempts, done)
         except (FileNotFoundError, PermissionError, StoreBusyError, StoreUnreachableError) as error:
             raise ShardError(f"{error}.") from error
+
+    def _copy(self, name: str, path: Path, sha256: str | None) -> None:
+        with open_atomically(path) as file:
+
+            def copy() -> None:
+                self._file_system().get_file(self.place(name), file.name)
+                if problem := _problem_of(file.name, name, sha256):
+                    raise StoreBusyError(problem)
+
+            self._retry(copy, self.place(name))
+            if name.endswith(_EVICTED):
+                self._evict(path, os.path.getsize(file.name))
 
     def _file_system(self) -> Any:
         if self._connection is None or self._connection[0] != os.getpid():
             self._connection = (os.getpid(), open_file_system(self.location))
         return self._connection[1]
 
-    def _evict(self, num_bytes: int) -> None:
+    def _evict(self, copied: Path, num_bytes: int) -> None:
         entries = []
-        for path in self.folder.glob("*.tar"):
+        for path in self.folder.iterdir():
+            if not path.name.endswith(_EVICTED) or path == copied:
+                continue
             try:
                 status = path.stat()
             except FileNotFoundError:  # evicted by another process
@@ -106,6 +178,11 @@ class ShardStore:
                 break
             path.unlink(missing_ok=True)  # a process that has it open reads on
             total -= size
+
+
+def _version_of(row: dict) -> str:
+    names = "ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created"  # as stores call it
+    return str(next((row[name] for name in names if row.get(name)), ""))
 
 
 def _problem_of(path: str, name: str, sha256: str | None) -> str:

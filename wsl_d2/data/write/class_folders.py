@@ -18,10 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wsl_d2.data.format.manifest import finish_dataset
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS
 from wsl_d2.data.read.decode import DamagedImageError, open_image
-from wsl_d2.data.write.source import claim_folder
+from wsl_d2.data.read.store import ShardStore
+from wsl_d2.data.runner import Workers
+from wsl_d2.data.write.source import claim_folder, finish_store
 from wsl_d2.data.write.writer import Sample, ShardPart, Writing, load_image, write_dataset
 from wsl_d2.errors import ShardError
 from wsl_d2.hashtags import MappingPolicy, Vocabulary, normalize_hashtag
@@ -169,16 +170,16 @@ def make_class_shards(
     vocabulary: Vocabulary | None = None,
     files: Iterable[str] | None = None,
     images_per_shard: int = 5_000,
-    workers: int = 1,
+    workers: Workers = 1,
 ) -> dict:
     """Writes class folders as a dataset of shards, in a random order that mixes the classes; can be repeated.
 
     Args:
         root, files: see :func:`list_images`.
-        output: folder to write.
+        output: folder to write, or its URL.
         vocabulary: of the training set, for a validation set, whose labels must be the same.
         images_per_shard: images.
-        workers: processes.
+        workers: processes, or a cluster.
 
     Returns:
         The manifest; "account" counts the images that were written and rejected, "skipped" those that are of no class.
@@ -192,7 +193,7 @@ def make_class_shards(
     label_of = {synset: label for label, synset in enumerate(vocabulary.synsets)}
     if unknown := sorted({image.label for image in images} - label_of.keys()):
         raise ShardError(f"{root}: class {unknown[0]!r} is none of the {len(vocabulary)} classes asked for.")
-    output = Path(output)
+    store = ShardStore(output)
     names = hashlib.sha256(json.dumps([image.name for image in images]).encode()).hexdigest()
     facts = {
         "made_by": "data from-folders",
@@ -201,7 +202,7 @@ def make_class_shards(
         "vocabulary": vocabulary.checksum,
         "images_per_shard": images_per_shard,
     }
-    claim_folder(output, facts)
+    claim_folder(store, facts)
     order = np.random.Generator(np.random.Philox(0)).permutation(len(images))
     items = [
         _Item(image, _key(number, image.name), vocabulary.hashtags[label_of[image.label]][0])
@@ -209,12 +210,12 @@ def make_class_shards(
     ]
     starts = range(0, len(images), images_per_shard)
     parts = (
-        ShardPart(output / f"shard-{number:06d}.tar", [items[i] for i in order[start : start + images_per_shard]])
+        ShardPart(f"shard-{number:06d}.tar", [items[i] for i in order[start : start + images_per_shard]])
         for number, start in enumerate(starts)
     )
-    writing = Writing(_load, _key_of, _facts_of, vocabulary, "class folders")
-    account = write_dataset(output, writing, parts, workers, total=len(starts))
-    return finish_dataset(output, vocabulary, {"account": dict(sorted(account.items())), "skipped": skipped})
+    writing = Writing(_load, _key_of, _facts_of, vocabulary, "class folders", store)
+    account = write_dataset(writing, parts, workers, total=len(starts))
+    return finish_store(store, vocabulary, {"account": dict(sorted(account.items())), "skipped": skipped})
 
 
 def _key(number: int, name: str) -> str:

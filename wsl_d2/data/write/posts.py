@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
-from wsl_d2.data.format.manifest import finish_dataset
 from wsl_d2.data.format.origin import Origin
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES
 from wsl_d2.data.posts.readers import detect_post_format, read_posts
+from wsl_d2.data.posts.table_images import TableImages
 from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
+from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.remote import is_url, read_bytes
+from wsl_d2.data.runner import Workers
 from wsl_d2.data.write.class_folders import is_left_by_a_system
-from wsl_d2.data.write.source import claim_folder
+from wsl_d2.data.write.source import claim_folder, finish_store
 from wsl_d2.data.write.writer import Sample, SeenKeys, ShardPart, Writing, load_image, write_dataset
 from wsl_d2.errors import ShardError, UserError
 from wsl_d2.hashtags import Vocabulary
 
 IMAGE_CHECKS = ("none", "header", "full")
 
-Post = tuple[str, list[str], Origin]
+COLUMN = "column:"  # before the name of a column that holds the images
+
+Post = tuple[str, list[str], Origin, str, int]  # key, hashtags, who, when and where, file, and of Parquet its row
 
 
 def _key_of(post: Post) -> str:
@@ -34,26 +38,29 @@ def _key_of(post: Post) -> str:
 
 
 def _facts_of(post: Post) -> tuple:
-    return post if any(post[2]) else post[:2]
+    return post[:3] if any(post[2]) else post[:2]
 
 
 def load_post(
-    post: Post, images: str, found: ImageFolder | None, check: str, only_labelled: Vocabulary | None
+    post: Post, images: str, found: ImageFolder | TableImages | None, check: str, only_labelled: Vocabulary | None
 ) -> Sample:
     """Returns the sample of a post; ValueError is the reason for rejecting it.
 
     Args:
-        post: key, hashtags and origin.
+        post: with key, hashtags and origin.
         images: a pattern with {key} in it, or the folder of ``found``.
-        found: the images in that folder.
+        found: the images in that folder, or in a column of the table.
         check: one of ``IMAGE_CHECKS``.
         only_labelled: rejects posts that have no label of this vocabulary.
     """
-    key, hashtags, origin = post
+    key, hashtags, origin, table, row = post
     if only_labelled is not None and not len(only_labelled.labels(hashtags)):
         raise ValueError("no label")
-    place = images.format(key=key) if found is None else os.path.join(images, found.find(_key_of(post)))
-    data = load_image(place, read_bytes)
+    if isinstance(found, TableImages):
+        data = found.read(table, row)
+    else:
+        place = images.format(key=key) if found is None else os.path.join(images, found.find(_key_of(post)))
+        data = load_image(place, read_bytes)
     if len(data) > MAX_IMAGE_BYTES:
         raise ValueError("too large")
     if check != "none":
@@ -73,7 +80,7 @@ def make_shards(
     output: str | Path,
     *,
     images_per_shard: int = 10_000,
-    workers: int = 1,
+    workers: Workers = 1,
     kind: str | None = None,
     check: str = "header",
     only_labelled: bool = False,
@@ -95,11 +102,12 @@ def make_shards(
     Args:
         posts: files or URLs that :func:`wsl_d2.data.posts.readers.read_posts` reads.
         images: where the image of a key lies, such as ``photos/{key}.jpg`` or ``s3://bucket/{key:.3}/{key}.jpg``; or a
-            folder, in which each key is the name of an image without its ending.
+            folder, in which each key is the name of an image without its ending; or ``column:NAME`` for the column of
+            Parquet files with the encoded images.
         vocabulary: labels the hashtags.
-        output: folder to write to.
+        output: folder to write to, or its URL.
         images_per_shard: posts of each shard.
-        workers: processes.
+        workers: processes, or a cluster.
         kind: format of the posts, by their names if None.
         check: "none", "header" (format and size) or "full" (decodes every image).
         only_labelled: leave out posts without a label of the vocabulary; by default they are kept, for another one.
@@ -119,8 +127,14 @@ def make_shards(
     """
     posts = list(posts)
     _check_options(images, check, images_per_shard, max_images_per_user)
-    found = ImageFolder(images) if os.path.isdir(images) else None
     formats = [kind or detect_post_format(path) for path in posts]
+    found: ImageFolder | TableImages | None = ImageFolder(images) if os.path.isdir(images) else None
+    if images.startswith(COLUMN):
+        found = TableImages(images.removeprefix(COLUMN))
+        for path, form in zip(posts, formats, strict=True):
+            if form != "parquet":
+                raise UserError(f"{path}: {COLUMN} takes images from Parquet files; this is {form}.")
+            found.check(path)
     if max_images_per_user is not None and not user_column and set(formats) != {"yfcc100m"}:
         raise UserError("a limit of images per user needs the column that says who posted them: --user-column NAME.")
     origin = {"user_column": user_column, "time_column": time_column, "place_column": place_column}
@@ -143,16 +157,16 @@ def make_shards(
     if first is None:
         counted = ", ".join(f"{name}: {count:,}" for name, count in account.items())
         raise ShardError(f"{', '.join(posts)}: 0 posts can be used ({counted or 'the files are empty'}).")
-    output = Path(output)
-    claim_folder(output, facts)
+    vocabulary.mapping  # noqa: B018  (an error of it comes before anything is written)
+    store = ShardStore(output)
+    claim_folder(store, facts)
     load: Callable[[Post], Sample] = partial(
         load_post, images=images, found=found, check=check, only_labelled=vocabulary if only_labelled else None
     )
-    writing = Writing(load, _key_of, _facts_of, vocabulary, json.dumps([images, check, only_labelled]), is_url(images))
-    account += write_dataset(
-        output, writing, _parts(output, _chain(first, rows), images_per_shard, max_images_per_user), workers
-    )
-    return finish_dataset(output, vocabulary, {"account": dict(sorted(account.items()))})
+    identity = json.dumps([images, check, only_labelled])
+    writing = Writing(load, _key_of, _facts_of, vocabulary, identity, store, is_url(images))
+    account += write_dataset(writing, _parts(_chain(first, rows), images_per_shard, max_images_per_user), workers)
+    return finish_store(store, vocabulary, {"account": dict(sorted(account.items()))})
 
 
 def _check_options(images: str, check: str, images_per_shard: int, max_images_per_user: int | None) -> None:
@@ -163,7 +177,7 @@ def _check_options(images: str, check: str, images_per_shard: int, max_images_pe
             f"check is one of {', '.join(IMAGE_CHECKS)} and images_per_shard is positive; got {check!r} and "
             f"{images_per_shard}."
         )
-    if os.path.isdir(images):
+    if os.path.isdir(images) or images.startswith(COLUMN):
         return
     try:
         differs = images.format(key="a") != images.format(key="b")
@@ -171,8 +185,8 @@ def _check_options(images: str, check: str, images_per_shard: int, max_images_pe
         differs = False
     if not differs:
         raise UserError(
-            f"images is a folder, or has {{key}} in it, such as 'photos/{{key}}.jpg', and no other braces; got "
-            f"{images!r}."
+            f"images is a folder, or has {{key}} in it, such as 'photos/{{key}}.jpg', and no other braces, or is "
+            f"{COLUMN}NAME of Parquet files; got {images!r}."
         )
 
 
@@ -227,8 +241,10 @@ def _rows(posts: list[str], formats: list[str], account: Counter, options: dict)
                 account[reason] += count
             for _, reason, _ in chunk.rejected:
                 account[reason] += 1
-            origins = chunk.origins or itertools.repeat(Origin(), len(chunk.keys))
-            yield from zip(chunk.keys.to_pylist(), chunk.hashtags.to_pylist(), origins, strict=True)
+            origins = chunk.origins or repeat(Origin(), len(chunk.keys))
+            places = repeat(-1, len(chunk.keys)) if chunk.rows is None else chunk.rows.tolist()
+            tables = repeat(path, len(chunk.keys))
+            yield from zip(chunk.keys.to_pylist(), chunk.hashtags.to_pylist(), origins, tables, places, strict=True)
 
 
 def _chain(first: Post, rows: Iterator[Post]) -> Iterator[Post]:
@@ -236,9 +252,7 @@ def _chain(first: Post, rows: Iterator[Post]) -> Iterator[Post]:
     yield from rows
 
 
-def _parts(
-    output: Path, rows: Iterator[Post], images_per_shard: int, max_images_per_user: int | None
-) -> Iterator[ShardPart]:
+def _parts(rows: Iterator[Post], images_per_shard: int, max_images_per_user: int | None) -> Iterator[ShardPart]:
     seen = SeenKeys()
     of_user: Counter[int] = Counter()
     batch: list[Post] = []
@@ -259,7 +273,7 @@ def _parts(
                 if max_images_per_user:
                     of_user[user] += 1
         number += 1
-        return ShardPart(output / f"shard-{number - 1:06d}.tar", items, tuple(rejected))
+        return ShardPart(f"shard-{number - 1:06d}.tar", items, tuple(rejected))
 
     for row in rows:
         batch.append(row)

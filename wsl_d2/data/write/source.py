@@ -6,31 +6,40 @@ So a call with the wrong folder is refused before it changes anything, and an in
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from wsl_d2.data.format.manifest import MANIFEST
+from wsl_d2.data.format.index import index_path
+from wsl_d2.data.format.labels import labels_path
+from wsl_d2.data.format.manifest import MANIFEST, VOCABULARY, finish_dataset
+from wsl_d2.data.read.store import ShardStore
 from wsl_d2.errors import ShardError
 from wsl_d2.files import write_atomically
+from wsl_d2.hashtags import Vocabulary
 
 _NAME = "source.json"
+_READS_AT_A_TIME = 16
 
 
-def claim_folder(folder: str | Path, facts: dict[str, Any]) -> None:
+def claim_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> None:
     """Reserves a folder for one dataset.
 
     Args:
-        folder: of the dataset to be made; created if it is not there.
+        folder: of the dataset to be made, or a store; created if it is not there.
         facts: all that decides the dataset, as JSON.
 
     Raises:
         ShardError: the folder holds a dataset of other facts, or shards that no call of this kind began.
     """
-    folder = Path(folder)
-    path = folder / _NAME
+    store = folder if isinstance(folder, ShardStore) else ShardStore(folder)
+    if store.folder.exists() and not store.folder.is_dir():
+        raise ShardError(f"{store.location} is not a folder; choose another one.")
+    there = store.list_files() if store.folder.is_dir() else {}
     facts = json.loads(json.dumps(facts))
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+    if _NAME in there:
+        found = json.loads(store.path(_NAME, fresh=True).read_text(encoding="utf-8"))
         differences = [
             f"{name} {_short(found.get(name))}, not {_short(facts.get(name))}"
             for name in dict.fromkeys([*facts, *found])
@@ -38,20 +47,30 @@ def claim_folder(folder: str | Path, facts: dict[str, Any]) -> None:
         ]
         if differences:
             raise ShardError(
-                f"{folder} is the place of another dataset: {'; '.join(differences)}. Nothing was written; choose "
-                "another folder."
+                f"{store.location} is the place of another dataset: {'; '.join(differences)}. Nothing was written; "
+                "choose another folder."
             )
         return
-    if folder.exists() and not folder.is_dir():
-        raise ShardError(f"{folder} is not a folder; choose another one.")
-    for found_path in (*sorted(folder.glob("*.tar")), folder / MANIFEST):
-        if found_path.exists() or found_path.is_symlink():
-            raise ShardError(
-                f"{folder} holds {found_path.name}, which is of another dataset. Nothing was written; choose an empty "
-                "folder."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(facts, indent=1) + "\n")
+    if others := [*sorted(name for name in there if name.endswith(".tar")), *({MANIFEST} & there.keys())]:
+        raise ShardError(
+            f"{store.location} holds {others[0]}, which is of another dataset. Nothing was written; choose an empty "
+            "folder."
+        )
+    store.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(store.folder / _NAME, json.dumps(facts, indent=1) + "\n")
+    store.upload(_NAME)
+
+
+def finish_store(store: ShardStore, vocabulary: Vocabulary, extra: dict | None = None) -> dict:
+    """Finishes the dataset of a folder or a store; see :func:`wsl_d2.data.format.manifest.finish_dataset`."""
+    names = store.tars()
+    if store.is_remote:  # what was written may have been written elsewhere
+        beside = [path(name).name for name in names for path in (index_path, labels_path)]
+        with ThreadPoolExecutor(_READS_AT_A_TIME) as pool:
+            list(pool.map(partial(store.path, fresh=True), beside))
+    manifest = finish_dataset(store.folder, vocabulary, extra, names)
+    store.upload(VOCABULARY, MANIFEST)
+    return manifest
 
 
 def read_source(folder: str | Path) -> dict[str, Any]:

@@ -5,40 +5,52 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsl_d2.data.format.index import read_index
-from wsl_d2.data.format.labels import label_index, read_labels, write_labels
+from wsl_d2.data.format.index import index_path, read_index
+from wsl_d2.data.format.labels import label_index, labels_path, read_labels, write_labels
 from wsl_d2.data.format.manifest import (
     MANIFEST,
-    finish_dataset,
+    VOCABULARY,
     index_shard,
     read_manifest,
     same_dataset,
     shorten_list,
 )
-from wsl_d2.data.format.stamps import has_content, read_stamps
-from wsl_d2.data.runner import run_parts
+from wsl_d2.data.format.stamps import has_content, note_stamp, read_stamps
+from wsl_d2.data.read.store import ShardStore
+from wsl_d2.data.runner import Workers, run_parts
+from wsl_d2.data.write.source import finish_store
 from wsl_d2.errors import ShardError, UserError
 from wsl_d2.hashtags import Vocabulary
 
 
 @dataclass(frozen=True)
 class _Indexing:
+    store: ShardStore
     vocabulary: Vocabulary
     hashtags_column: str
-    stamps: dict[str, tuple[str, list[int]]]
+    stamps: dict[str, tuple[str, list]]
+    found: dict[str, list]
 
 
-def _index_one(indexing: _Indexing, tar: Path) -> str | None:
+def _index_one(indexing: _Indexing, name: str) -> str | None:
     """Indexes and labels a tar, unless that was done; returns what is wrong, or None."""
-    vocabulary, column = indexing.vocabulary, indexing.hashtags_column
+    store, vocabulary, column = indexing.store, indexing.vocabulary, indexing.hashtags_column
+    tar = store.folder / name
+    beside = [index_path(name).name, labels_path(name).name]
     try:
         try:
+            for one in beside if store.is_remote else ():
+                if one in indexing.found:
+                    store.path(one)
             index = read_index(tar)
-            is_right = column in index.hashtags and has_content(tar, index.tar_sha256, indexing.stamps)
+            is_right = column in index.hashtags and _has_content(indexing, tar, index.tar_sha256)
         except ShardError:
             is_right = False
         if not is_right:
-            index_shard(tar, vocabulary, column)
+            index_shard(store.path(name, fresh=True), vocabulary, column)
+            if store.is_remote:
+                note_stamp(tar, read_index(tar, with_hashtags=False).tar_sha256, indexing.found[name])
+            store.upload(*beside)
             return None
         try:
             labels = read_labels(tar)
@@ -47,13 +59,21 @@ def _index_one(indexing: _Indexing, tar: Path) -> str | None:
             found = "", "", ""
         if found != (index.tar_sha256, vocabulary.checksum, column):
             write_labels(tar, label_index(index, vocabulary, column))
+            store.upload(beside[1])
     except (ShardError, OSError) as error:
-        return str(error)
+        return str(error).replace(str(tar), store.place(name))
     return None
 
 
+def _has_content(indexing: _Indexing, tar: Path, sha256: str) -> bool:
+    if not indexing.store.is_remote:
+        return has_content(tar, sha256, indexing.stamps)
+    stamp = indexing.found[tar.name]
+    return "" not in stamp and indexing.stamps.get(tar.name) == (sha256, stamp)
+
+
 def index_shards(
-    folder: str | Path, vocabulary: Vocabulary, *, workers: int = 1, hashtags_column: str = "hashtags"
+    folder: str | Path, vocabulary: Vocabulary, *, workers: Workers = 1, hashtags_column: str = "hashtags"
 ) -> dict:
     """Indexes the WebDataset tars of a folder in place and finishes the dataset; the tars are not touched.
 
@@ -63,16 +83,19 @@ def index_shards(
         The manifest.
 
     Raises:
-        ShardError: the folder is a finished dataset of another vocabulary or column; or lists every tar that cannot be
-            used; or no image has a label.
+        ShardError: the folder cannot be read, or is a finished dataset of another vocabulary or column; or lists every
+            tar that cannot be used; or no image has a label.
     """
-    folder = Path(folder)
-    tars = sorted(folder.glob("*.tar"))
+    store = ShardStore(folder)
+    found = store.list_files() if store.folder.is_dir() else {}
+    tars = sorted(name for name in found if name.endswith(".tar"))
     if not tars:
         raise ShardError(f"{folder}: no *.tar shards here.")
-    if (folder / MANIFEST).is_file():
+    if MANIFEST in found:
         try:
-            manifest = read_manifest(folder)
+            for name in (MANIFEST, VOCABULARY):
+                store.path(name, fresh=True)
+            manifest = read_manifest(store.folder)
         except UserError:  # of an older version, or damaged: it is made anew
             manifest = None
         if manifest and (difference := same_dataset(manifest, vocabulary, hashtags_column)):
@@ -81,11 +104,11 @@ def index_shards(
                 f"asked for, which reads no tar; or remove its {MANIFEST} first."
             )
     vocabulary.mapping  # noqa: B018  (an error of it is one line here, not one from each process)
-    shared = _Indexing(vocabulary, hashtags_column, read_stamps(folder))
-    found = run_parts(_index_one, tars, shared, workers=workers, unit="shard", total=len(tars))
-    if problems := sorted(problem for problem in found if problem):
+    shared = _Indexing(store, vocabulary, hashtags_column, read_stamps(store.folder), found)
+    done = run_parts(_index_one, tars, shared, workers=workers, unit="shard", total=len(tars))
+    if problems := sorted(problem for problem in done if problem):
         raise ShardError(
             f"{len(problems)} of {len(tars)} tars cannot be used: {shorten_list(problems)} Repair them or move "
             "them elsewhere."
         )
-    return finish_dataset(folder, vocabulary)
+    return finish_store(store, vocabulary)

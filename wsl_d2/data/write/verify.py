@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-
-from tqdm import tqdm
 
 from wsl_d2.data.format.index import ShardIndex, index_path, read_index
 from wsl_d2.data.format.labels import ShardLabels, labels_path, read_labels
-from wsl_d2.data.format.manifest import ShardTable, read_manifest
+from wsl_d2.data.format.manifest import MANIFEST, VOCABULARY, ShardTable, read_manifest
 from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
+from wsl_d2.data.read.store import ShardStore
+from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.errors import ShardError
 from wsl_d2.files import sha256_of
 
@@ -43,12 +40,12 @@ class ShardReport:
     detail: str = ""
     num_images: int = 0
     damaged: list[tuple[str, str]] = field(default_factory=list)
-    stamp: list[int] = field(default_factory=list)
+    stamp: list = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """A row of the manifest."""
+    """A row of the manifest, and the stamp of its files."""
 
     name: str
     num_images: int
@@ -56,31 +53,36 @@ class _Shard:
     sha256: str
     labels_sha256: str
     vocabulary_checksum: str
+    stamp: list
+
+    def __str__(self) -> str:
+        return self.name
 
 
-def _stamp(path: Path) -> list[int]:
-    stamp = []
-    for file in (path, index_path(path), labels_path(path)):
-        try:
-            status = file.stat()
-            stamp += [status.st_size, status.st_mtime_ns]
-        except OSError:
-            stamp += [-1, -1]
-    return stamp
-
-
-def verify_shard(shard: _Shard, folder: Path, decode_images: bool = True) -> ShardReport:
-    """Checks one shard; nothing of it is an exception."""
-    path = folder / shard.name
-    report = ShardReport(shard.name, stamp=_stamp(path))
+def verify_shard(place: tuple[ShardStore, bool], shard: _Shard) -> ShardReport:
+    """Checks one shard; nothing of it is an exception. ``place``: its store, and whether images are decoded."""
+    store, decode_images = place
+    path = store.folder / shard.name
+    report = ShardReport(shard.name, stamp=shard.stamp)
     try:
+        if store.is_remote:
+            for file, size in zip(_files_of(shard.name), shard.stamp[::2], strict=True):
+                (store.folder / file).unlink(missing_ok=True)
+                if size >= 0:
+                    store.path(file)
         found = _check_files(shard, path, report)
-    except OSError as error:
+    except (OSError, ShardError) as error:
         report.problem, report.detail = "unreadable", str(error)
         return report
     if found is not None and decode_images:
         _check_images(path, *found, report)
+    if store.is_remote and report.problem:
+        path.unlink(missing_ok=True)  # nobody is to read this copy
     return report
+
+
+def _files_of(tar: str) -> list[str]:
+    return [tar, index_path(tar).name, labels_path(tar).name]
 
 
 def _check_files(shard: _Shard, path: Path, report: ShardReport) -> tuple[ShardIndex, ShardLabels] | None:
@@ -134,9 +136,10 @@ def _check_images(path: Path, index: ShardIndex, labels: ShardLabels, report: Sh
 
 
 def verify_dataset(
-    folder: str | Path, report_path: str | Path, *, workers: int = 1, decode_images: bool = True
+    folder: str | Path, report_path: str | Path, *, workers: Workers = 1, decode_images: bool = True
 ) -> Iterator[ShardReport]:
-    """Checks every shard of a dataset and yields a report of each, first those of tars that the manifest lacks.
+    """Checks every shard of a dataset and yields a report of each in the order of completion, first those of tars that
+    the manifest lacks.
 
     Reports are appended to ``report_path`` (JSON lines) as they come; shards that are in it and have not changed since
     are not read again, so that an interrupted call can be repeated. Shows progress.
@@ -144,8 +147,11 @@ def verify_dataset(
     Raises:
         ShardError: the manifest is missing or damaged.
     """
-    folder, report_path = Path(folder), Path(report_path)
-    manifest = read_manifest(folder)
+    store, report_path = ShardStore(folder), Path(report_path)
+    for name in (MANIFEST, VOCABULARY) if store.is_remote else ():
+        store.path(name, fresh=True)
+    manifest = read_manifest(store.folder)
+    found = store.list_files()
     table = ShardTable.from_manifest(manifest)
     shards = [
         _Shard(
@@ -155,34 +161,29 @@ def verify_dataset(
             table.hex_digest(i),
             table.labels_hex_digest(i),
             manifest["vocabulary_checksum"],
+            [fact for file in _files_of(table.name(i)) for fact in found.get(file, [-1, -1])],
         )
         for i, (images, size) in enumerate(zip(table.num_images, table.num_bytes, strict=True))
     ]
     facts = [manifest["vocabulary_checksum"], decode_images]
     known = _known_reports(report_path, facts)
-    for stray in sorted({path.name for path in folder.glob("*.tar")} - {shard.name for shard in shards}):
+    for stray in sorted({name for name in found if name.endswith(".tar")} - {shard.name for shard in shards}):
         yield ShardReport(stray, NOT_LISTED)
     left = []
     for shard in shards:
         report = known.get((shard.name, shard.sha256 + shard.labels_sha256))
-        if report and report.stamp == _stamp(folder / shard.name):
+        if report and report.stamp == shard.stamp and "" not in shard.stamp:
             yield report
         else:
             left.append(shard)
-    work = partial(verify_shard, folder=folder, decode_images=decode_images)
-    with (
-        open(report_path, "a", encoding="utf-8") as log,
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-        tqdm(total=len(shards), initial=len(shards) - len(left), unit="shard", disable=None) as bar,
-    ):
-        for start in range(0, len(left), 64 * workers):
-            group = left[start : start + 64 * workers]
-            for shard, report in zip(group, pool.map(work, group), strict=True):
-                digests = shard.sha256 + shard.labels_sha256
-                log.write(json.dumps({"facts": facts, "sha256": digests, **asdict(report)}) + "\n")
-                log.flush()
-                bar.update()
-                yield report
+    digests = {shard.name: shard.sha256 + shard.labels_sha256 for shard in left}
+    with open(report_path, "a", encoding="utf-8") as log:
+        for report in run_parts(
+            verify_shard, left, (store, decode_images), workers=workers, unit="shard", total=len(left)
+        ):
+            log.write(json.dumps({"facts": facts, "sha256": digests[report.name], **asdict(report)}) + "\n")
+            log.flush()
+            yield report
 
 
 def _known_reports(path: Path, facts: list) -> dict[tuple[str, str], ShardReport]:

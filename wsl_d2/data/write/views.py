@@ -25,7 +25,8 @@ from wsl_d2.data.format.manifest import (
     shorten_list,
 )
 from wsl_d2.data.format.stamps import has_content, read_stamps
-from wsl_d2.data.runner import run_parts
+from wsl_d2.data.read.store import ShardStore
+from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.data.write.noise import LabelNoise
 from wsl_d2.data.write.source import claim_folder
 from wsl_d2.errors import ShardError, UserError
@@ -56,7 +57,7 @@ def make_view(
     part: str = "train",
     label_noise: float = 0.0,
     noise_seed: int = 0,
-    workers: int = 1,
+    workers: Workers = 1,
 ) -> dict:
     """Makes a folder with links to the source's tars and indexes, and labels of its own; can be repeated.
 
@@ -77,7 +78,7 @@ def make_view(
         part: "train" for the images that are not held out, "val" for those that are.
         label_noise: this fraction of the labels is replaced by draws from their own distribution.
         noise_seed: of the noise.
-        workers: processes.
+        workers: processes, or a cluster.
 
     Returns:
         The view's manifest.
@@ -126,7 +127,8 @@ def make_view(
         return read_manifest(target)
     split = (held_out, part, seed) if held_out else None
     shared = _Labelling(source, target, vocabulary, column, relabel, split, read_stamps(source))
-    sizes = list(_in_order(run_parts(_label_one, list(enumerate(names)), shared, workers=workers, unit="shard")))
+    parts = run_parts(_label_one, list(enumerate(names)), shared, workers=workers, unit="shard", total=len(names))
+    sizes = list(_in_order(parts))
     if max_images_per_user is not None:
         sizes = _limit_users(target, names, max_images_per_user, seed)
     if num_images is not None:
@@ -138,7 +140,8 @@ def make_view(
 
 def _check_source(source: Path, table: ShardTable) -> None:
     """The tars may be elsewhere at the moment; those that are there are the ones that were indexed."""
-    problems = [problem for problem in find_missing(source, table) if not problem.endswith(".tar is missing")]
+    sizes = {name: stamp[0] for name, stamp in ShardStore(source).list_files().items()}
+    problems = [problem for problem in find_missing(source, table, sizes) if not problem.endswith(".tar is missing")]
     if problems:
         raise ShardError(f"{source}: {len(problems)} shards cannot be used: {shorten_list(problems)}")
 

@@ -22,8 +22,9 @@ from wsl_d2.data.format.index import index_path, make_index, read_facts, write_i
 from wsl_d2.data.format.labels import label_index, labels_path, read_labels, write_labels
 from wsl_d2.data.format.stamps import has_content, note_stamp, read_stamps
 from wsl_d2.data.format.tar import check_key, write_tar
+from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.remote import StoreBusyError
-from wsl_d2.data.runner import run_parts
+from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.errors import ShardError
 from wsl_d2.files import write_atomically
 from wsl_d2.hashtags import Vocabulary
@@ -43,14 +44,17 @@ class ShardPart:
     """One shard to be written.
 
     Args:
-        path: of the tar.
+        name: of the tar.
         items: what the samples are loaded from, in their order.
         rejected: (key, reason) of items that were rejected already.
     """
 
-    path: Path
+    name: str
     items: list[Any]
     rejected: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Writing:
         facts_of: item -> what of it decides the sample.
         vocabulary: labels the hashtags.
         identity: of everything that decides the samples, beside the items.
+        store: where the shards go.
         remote: whether loading waits for a network, so that several items are worth loading at a time.
     """
 
@@ -71,6 +76,7 @@ class Writing:
     facts_of: Callable[[Any], Any]
     vocabulary: Vocabulary
     identity: str
+    store: ShardStore
     remote: bool = False
 
     def source_of(self, part: ShardPart) -> str:
@@ -95,17 +101,27 @@ def write_part(writing: Writing, part: ShardPart) -> Counter:
         ShardError: the folder has this shard from other items.
         StoreUnreachableError: the store of the images does not answer.
     """
-    source = writing.source_of(part)
-    if not _is_there(part.path, source, writing.vocabulary):
-        _write(writing, part, source)
+    source, path, store = writing.source_of(part), writing.store.folder / part.name, writing.store
+    beside = [rejected_path(path).name, index_path(path).name, labels_path(path).name]
+    for name in beside if store.is_remote else ():
+        if store.stamp(name)[0] >= 0:
+            store.path(name)
+        else:
+            (store.folder / name).unlink(missing_ok=True)
+    if not _is_there(store, path, source, writing.vocabulary):
+        store.remove(*beside[::-1])  # what marks it as complete first
+        _write(writing, part, path, source)
+        store.upload(part.name, *[name for name in beside if (path.parent / name).is_file()])
+        if store.is_remote:
+            path.unlink()
     reasons: Counter = Counter()
-    if rejected_path(part.path).is_file():
-        for line in rejected_path(part.path).read_bytes().splitlines():
+    if rejected_path(path).is_file():
+        for line in rejected_path(path).read_bytes().splitlines():
             reasons[json.loads(line)["reason"]] += 1
     return reasons + Counter({"written": len(part.items) + len(part.rejected) - reasons.total()})
 
 
-def _is_there(path: Path, source: str, vocabulary: Vocabulary) -> bool:
+def _is_there(store: ShardStore, path: Path, source: str, vocabulary: Vocabulary) -> bool:
     if not index_path(path).is_file():
         return False
     try:
@@ -113,10 +129,16 @@ def _is_there(path: Path, source: str, vocabulary: Vocabulary) -> bool:
     except ShardError:
         return False
     if facts["source"].removesuffix(_INCOMPLETE) != source:
-        raise ShardError(f"{path} was made from other posts or images, or with other options; choose another folder.")
-    if facts["source"] != source or not path.is_file():
+        raise ShardError(
+            f"{store.place(path.name)} was made from other posts or images, or with other options; choose another "
+            "folder."
+        )
+    if facts["source"] != source:
         return False
-    if not has_content(path, facts["tar_sha256"], read_stamps(path.parent)):
+    if store.is_remote:
+        if store.stamp(path.name)[0] != facts["tar_bytes"]:
+            return False
+    elif not path.is_file() or not has_content(path, facts["tar_sha256"], read_stamps(path.parent)):
         return False
     try:
         labels = read_labels(path)
@@ -125,9 +147,7 @@ def _is_there(path: Path, source: str, vocabulary: Vocabulary) -> bool:
     return (labels.tar_sha256, labels.vocabulary_checksum) == (facts["tar_sha256"], vocabulary.checksum)
 
 
-def _write(writing: Writing, part: ShardPart, source: str) -> None:
-    for path in (labels_path(part.path), index_path(part.path)):
-        path.unlink(missing_ok=True)
+def _write(writing: Writing, part: ShardPart, path: Path, source: str) -> None:
     rejected = list(part.rejected)
     incomplete = False
     seen: set[str] = set()
@@ -152,16 +172,14 @@ def _write(writing: Writing, part: ShardPart, source: str) -> None:
             seen.add(key)
             yield found
 
-    content = write_tar(part.path, samples())
+    content = write_tar(path, samples())
     if rejected:
         lines = (json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in rejected)
-        write_atomically(rejected_path(part.path), "".join(lines))
-    else:
-        rejected_path(part.path).unlink(missing_ok=True)
+        write_atomically(rejected_path(path), "".join(lines))
     index = make_index(content, "hashtags", source + _INCOMPLETE * incomplete)
-    write_index(part.path, index)
-    note_stamp(part.path, index.tar_sha256)
-    write_labels(part.path, label_index(index, writing.vocabulary))
+    write_index(path, index)
+    note_stamp(path, index.tar_sha256)
+    write_labels(path, label_index(index, writing.vocabulary))
 
 
 def _loaded(load: Callable, items: list, remote: bool) -> Iterator:
@@ -174,9 +192,9 @@ def _loaded(load: Callable, items: list, remote: bool) -> Iterator:
 
 
 def write_dataset(
-    output: Path, writing: Writing, parts: Iterable[ShardPart], workers: int, *, total: int | None = None
+    writing: Writing, parts: Iterable[ShardPart], workers: Workers, *, total: int | None = None
 ) -> Counter:
-    """Writes the shards of a dataset; the same input gives the same bytes, whatever the number of workers.
+    """Writes the shards of a dataset; the same input gives the same bytes, whoever works on the parts.
 
     Returns:
         The account: how many items were written, and how many rejected for each reason.
@@ -186,19 +204,22 @@ def write_dataset(
     """
     account: Counter = Counter()
     names: set[str] = set()
+    store = writing.store
 
     def noted() -> Iterator[ShardPart]:
         for part in parts:
-            names.add(part.path.name)
+            names.add(part.name)
             yield part
 
     for counts in run_parts(write_part, noted(), writing, workers=workers, unit="shard", total=total):
         account += counts
-    if surplus := {path.name for path in output.glob("*.tar")} - names:
-        raise ShardError(f"{output / min(surplus)} is not a shard of this dataset; choose an empty folder.")
+    for left in store.folder.glob("*.partial-*"):  # by processes that were killed
+        left.unlink()
+    if surplus := set(store.tars()) - names:
+        raise ShardError(f"{store.place(min(surplus))} is not a shard of this dataset; choose an empty folder.")
     if not account["written"]:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(account.items())) or "there was none"
-        raise ShardError(f"{output}: 0 images could be written ({reasons}).")
+        raise ShardError(f"{store.location}: 0 images could be written ({reasons}).")
     return account
 
 
