@@ -3,6 +3,10 @@
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +64,18 @@ def test_jobs_do_the_same(tmp_path, caplog):
 def test_what_the_cluster_refuses_is_one_line(tmp_path):
     with pytest.raises(UserError, match="nonsense"):
         list(run_parts(scaled, range(9), 10, workers=Cluster(2, tmp_path / "jobs", "local", {"nonsense": 1})))
+
+
+def test_ctrl_c_while_processes_import_is_one_line(tmp_path):
+    (tmp_path / "posts.csv").write_text("key,hashtags\n" + "".join(f"p{i},#dog{i}\n" for i in range(300_000)))
+    command = [sys.executable, "-m", "wsl_d2", "hashtags", "count", "posts.csv", "--output", "counts", "--workers", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    while run.poll() is None and b"spawn_main" not in b"".join(
+        Path(f"/proc/{child}/cmdline").read_bytes() for child in children.read_text().split()
+    ):
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)
+    errors = run.communicate()[1].decode()
+    assert run.returncode == 130 and "Traceback" not in errors and "stopped;" in errors.splitlines()[-1]

@@ -175,7 +175,12 @@ class _Processes:
             self._pool = ProcessPoolExecutor(
                 self.workers, mp_context=get_context("spawn"), initializer=_start_process, initargs=(self.shared,)
             )
-        return [self._pool.submit(_call, self.work, part) for (part,) in blocks]
+        # Processes are started here, and Ctrl-C in the terminal is for this one alone, also while they import.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            return [self._pool.submit(_call, self.work, part) for (part,) in blocks]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
     def finished(self, running: Collection[Future]) -> list[Future]:
         return list(wait(running, return_when=FIRST_COMPLETED).done)

@@ -18,7 +18,6 @@ from wsl_d2.config import load_config
 from wsl_d2.engine.agreement import LostProcessError
 from wsl_d2.engine.arguments import add_arguments
 from wsl_d2.engine.folder import begin_folder, lock_folder
-from wsl_d2.engine.main import run
 from wsl_d2.engine.signals import REQUEUE_SIGNALS, STOP_SIGNALS, Stopped, stop_at_once
 from wsl_d2.errors import ConfigError, UserError
 
@@ -91,6 +90,8 @@ class ClusterJob:
             submitit.helpers.TorchDistributedEnvironment().export(overwrite=True)
             parser = argparse.ArgumentParser()
             add_arguments(parser)
+            from wsl_d2.engine.main import run  # reads datasets, which studies do not
+
             run(parser.parse_args(self.arguments))
 
 

@@ -19,7 +19,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from wsl_d2.config import load_config
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS
 from wsl_d2.data.read.catalog import register_datasets
-from wsl_d2.data.read.detection import read_detection_image
+from wsl_d2.data.read.detection_image import read_detection_image
 from wsl_d2.errors import UserError
 from wsl_d2.files import write_atomically
 

@@ -9,8 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from wsl_d2.coco import read_coco
-from wsl_d2.data.read.detection import read_detection_image
 from wsl_d2.data.read.detection_check import SECONDS_AT_START, check_detection
+from wsl_d2.data.read.detection_image import read_detection_image
 from wsl_d2.errors import ConfigError
 from wsl_d2.report.page import page, paragraph, pictures, table
 from wsl_d2.report.pictures import draw_objects, objects_of

@@ -10,7 +10,7 @@ from pycocotools import mask as mask_api
 
 from wsl_d2.analysis.records import RunError
 from wsl_d2.coco import GroundTruth, read_coco, read_results
-from wsl_d2.data.read.detection import read_detection_image
+from wsl_d2.data.read.detection_image import read_detection_image
 from wsl_d2.report.page import Box, picture, pictures
 
 SCORE_SHOWN = 0.5

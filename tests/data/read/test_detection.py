@@ -16,12 +16,8 @@ from toy_detections import random_detections, random_keypoints, random_world
 from wsl_d2 import add_wsl_config
 from wsl_d2.coco import CocoError
 from wsl_d2.data import register_coco_dataset
-from wsl_d2.data.read.detection import (
-    as_8_bits,
-    build_resumable_detection_train_loader,
-    load_coco_dataset,
-    read_detection_image,
-)
+from wsl_d2.data.read.detection import build_resumable_detection_train_loader, load_coco_dataset
+from wsl_d2.data.read.detection_image import as_8_bits, read_detection_image
 
 
 @pytest.fixture()

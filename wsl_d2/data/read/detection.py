@@ -1,14 +1,12 @@
-"""Detection images: COCO annotations as dataset dicts, files of any depth, and a train loader that resumes at any
+"""Detection images: COCO annotations as dataset dicts, and a train loader that resumes at any
 iteration."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +16,15 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 from pycocotools import mask as mask_api
 from torch.utils.data import DataLoader, Sampler
 
 from wsl_d2.coco import CocoError, read_coco
 from wsl_d2.data.order.sampler import PositionSampler
-from wsl_d2.data.read.decode import exif_orientation, has_16_bits, to_8_bits, upright
+from wsl_d2.data.read.detection_image import as_8_bits
 from wsl_d2.data.read.loaders import outlive_signals
 
 
@@ -79,36 +75,6 @@ def load_coco_dataset(json_file: str | Path, image_root: str | Path, dataset_nam
     more = f"; {left_out} objects without a valid mask are left out" if left_out else ""
     logging.getLogger(__name__).info(f"{len(dataset)} images in {json_file}{more}")
     return dataset
-
-
-@contextlib.contextmanager
-def as_8_bits(path: str | Path) -> Iterator[str]:
-    """Yields the path of an image file, or, of one with 16 bits a pixel, that of an upright copy with 8.
-
-    Detectron2's reader clips 16-bit values at 255, which is white.
-    """
-    pixels = None
-    with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
-        if has_16_bits(image):
-            pixels = upright(to_8_bits(image), exif_orientation(image))
-    if pixels is None:
-        yield str(path)
-        return
-    with tempfile.NamedTemporaryFile(suffix=".pgm") as copy:
-        Image.fromarray(pixels).save(copy, "PPM")
-        copy.flush()
-        yield copy.name
-
-
-def read_detection_image(path: str | Path, input_format: str = "RGB") -> np.ndarray:
-    """Returns (H, W, 3) uint8, upright, as detectors are trained on it: Detectron2's ``read_image``, for images of 16
-    bits, too.
-
-    Raises:
-        OSError: the file is missing or no image.
-    """
-    with as_8_bits(path) as readable:
-        return read_image(readable, format=input_format)
 
 
 class DetectionMapper(DatasetMapper):
