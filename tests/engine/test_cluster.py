@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from wsl_d2.engine import cluster
+from wsl_d2.engine import cluster, main
 from wsl_d2.engine.agreement import LostProcessError
 from wsl_d2.engine.cluster import ClusterJob, submit, without_cluster_options
 from wsl_d2.engine.signals import Stopped
@@ -47,7 +47,7 @@ def started(monkeypatch, tmp_path):
         Started.commands.append(command)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(cluster, "run", run)
+    monkeypatch.setattr(main, "run", run)
     monkeypatch.setattr(cluster, "stop_at_once", lambda numbers: {})
     monkeypatch.setattr(subprocess, "run", call)
     monkeypatch.setattr("submitit.helpers.TorchDistributedEnvironment.__init__", lambda self: None)
