@@ -3,7 +3,6 @@
 import ast
 import functools
 import hashlib
-import inspect
 import json
 import os
 import re
@@ -17,12 +16,12 @@ import pyarrow
 import pytest
 import torch
 import torchvision
-from command_line import wsl_d2
+from command_line import commands_of, wsl_d2
 from pyarrow import parquet
 from toy_data import jpeg
 from toy_detections import random_world
 
-from wsl_d2.cli.main import VERBS, build_parser
+from wsl_d2.cli.main import build_parser
 from wsl_d2.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -88,19 +87,6 @@ def test_wsl_weights_in_a_detector_as_pasted(tmp_path):
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
 
 
-def commands_of(document):
-    """The lines of a README's code blocks that call `wsl-d2` or `tools/train_net.py`, whole, without comments."""
-    text = examples_of_help() if document == "--help" else (ROOT / document).read_text()
-    blocks = "".join(code for kind, code in re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M) if kind != "python")
-    for line in re.findall(r".*(?:wsl-d2|train_net\.py) .*", blocks.replace("\\\n", " ")):
-        words = shlex.split(line, comments=True)
-        starts = [i for i, word in enumerate(words) if word in ("wsl-d2", "tools/train_net.py")]
-        if starts:
-            ends = [i for i, word in enumerate(words) if word in ("&&", "|", ">", "&", ";") and i > starts[0]]
-            chosen = words[starts[0] + 1 : (ends or [None])[0]]
-            yield chosen if words[starts[0]] == "wsl-d2" else ["train", *chosen]
-
-
 @pytest.fixture(scope="module")
 def own_data(tmp_path_factory):
     """A folder as someone has it who follows the README: photos/, posts.parquet, train.json and val.json."""
@@ -118,10 +104,10 @@ def own_data(tmp_path_factory):
     return root
 
 
-def test_pretrain_on_my_photos_and_what_it_is_worth_as_pasted(own_data):
-    """The commands of both quickstarts one after the other, with options at their ends that make them small."""
+def test_pretrain_on_my_photos_as_pasted(own_data):
+    """With options at the ends that make it small; tests/study/test_gain.py runs the quickstart after it."""
     run = functools.partial(wsl_d2, cwd=own_data)
-    pretraining, detector, gain, check, plan = commands_of("README.md")
+    pretraining, detector, _, check, _ = commands_of("README.md")
     small = ["--image-size", "32", "--total-images", "16", "--batch-size", "8", "--held-out", "0.3"]
     run(*pretraining, *small)
     folders = [[f"gain_{part}", str(own_data / f"{part}.json"), str(own_data / "photos")] for part in ("train", "val")]
@@ -130,25 +116,6 @@ def test_pretrain_on_my_photos_and_what_it_is_worth_as_pasted(own_data):
     length = "SOLVER.MAX_ITER 1 SOLVER.STEPS () MODEL.ROI_HEADS.NUM_CLASSES 4 MODEL.DEVICE cpu".split()
     run(*detector, *(text for key, value in keys.items() for text in (f"DATASETS.{key}", str(value))), *size, *length)
     assert "train.json" in run(*check)
-    small = [
-        "--short-side",
-        "64",
-        "--iterations",
-        "1",
-        "--batch-size",
-        "2",
-        "--learning-rates",
-        "0.001",
-        "--seeds",
-        "1",
-    ]
-    text = run(*gain, *small, "--num-gpus", "0")
-    assert "one run each, nothing about other trainings" in text and (own_data / "gain/report/report.html").is_file()
-
-
-def examples_of_help():
-    verbs = [verb for entry in VERBS.values() for verb in (entry[1].values() if isinstance(entry, tuple) else [entry])]
-    return "".join(f"```\n{inspect.cleandoc(verb.run.__doc__)}\n```\n" for verb in verbs)
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "--help"])

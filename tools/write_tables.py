@@ -9,11 +9,16 @@ writes its own table, a COMMAND that begins with `pytest`, is left alone.
 """
 
 import argparse
+import contextlib
+import io
+import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from wsl_d2.cli.main import main as wsl_d2
 
 ROOT = Path(__file__).resolve().parent.parent
 _MARK = re.compile(r"(<!-- TABLE: (.+?) -->\n)(.*?)(<!-- /TABLE -->)", re.S)
@@ -33,11 +38,16 @@ def replace_table(text: str, command: str, table: str) -> str:
 def print_table(command: str) -> str:
     """Runs a command and returns what it prints."""
     words = shlex.split(command)
-    words = ["-m", "wsl_d2", *words[1:]] if words[0] == "wsl-d2" else words
-    result = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if result.returncode:
-        sys.exit(f"error: `{command}` ended with status {result.returncode}")
-    return result.stdout.rstrip("\n")
+    if words[0] == "wsl-d2":
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            status, text = wsl_d2(words[1:]), printed.getvalue()
+    else:
+        result = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        status, text = result.returncode, result.stdout
+    if status:
+        sys.exit(f"error: `{command}` ended with status {status}")
+    return text.rstrip("\n")
 
 
 def main() -> None:
@@ -45,6 +55,8 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path, help="Markdown files")
     parser.add_argument("--check", action="store_true", help="write nothing")
     args = parser.parse_args()
+    args.files = [file.resolve() for file in args.files]
+    os.chdir(ROOT)
     for file in args.files:
         text = new = file.read_text(encoding="utf-8")
         for mark in _MARK.finditer(text):

@@ -47,11 +47,11 @@ OUTSIDE_TAGS = ("nofilter", "instadaily", "instagood", "tbt", "l4l", "canon", "l
 _ADJECTIVES = ("cute", "happy", "beautiful", "lovely", "amazing")
 _ACCENTS = {"a": "á", "e": "é", "i": "í", "o": "ó", "u": "ü"}
 # Words of which people make no compounds here, since their first sense in WordNet is another than the one meant (a
-# whale is first a large person), or the whole is another word (public transport).
+# whale is first a large person), or the whole is another word (public transport), or photos do not show it (music).
 _NO_COMPOUND = frozenset(
     "toad mushroom alarm palm devilfish helianthus watermelon coach hog chopper crown diadem hammer cactus ananas bike "
     "turtle whale doughnut donut horn amphibian sailing picnic space royalty home mollusk mollusc fashion love picture "
-    "pic fun woods wildlife morn soccer cycling traveling travel".split()
+    "pic fun woods wildlife morn soccer cycling traveling travel music".split()
 )
 
 

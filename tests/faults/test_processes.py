@@ -173,7 +173,9 @@ def test_a_second_ctrl_c_ends_at_once(datasets, tmp_path, survived):
     survived(6, "", 1, "a second Ctrl-C ends at once")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGTERM, signal.SIGUSR2))]
+)
 def test_a_signal_to_a_whole_group_of_processes_saves(datasets, tmp_path, number, survived):
     """As the terminal, scancel and SLURM's time limit send it: the data workers get it, too."""
     launcher = [sys.executable]
@@ -243,6 +245,7 @@ def fake_slurm(tmp_path, monkeypatch):
     return notes
 
 
+@pytest.mark.long
 def test_the_script_for_torchrun_on_slurm_saves_and_requeues(
     datasets, whole_run_of_two, tmp_path, fake_slurm, monkeypatch, survived
 ):

@@ -114,6 +114,7 @@ report: [{{kind: levels, x: seed, baseline: 0, y: loss}}]
 """
 
 
+@pytest.mark.long
 def test_a_study_goes_on_after_ctrl_c_and_its_cells_after_their_time(slurm, datasets, tmp_path, request, survived):
     config = ROOT / "configs" / "Base-Miniworld-Pretraining.yaml"
     opts = OPTS | {"SOLVER.TOTAL_IMAGES": "2400", "SOLVER.CHECKPOINT_PERIOD": "1000"}
@@ -150,6 +151,7 @@ def test_a_study_goes_on_after_ctrl_c_and_its_cells_after_their_time(slurm, data
     survived(29, FAULT, 2, "a study finds its jobs again; its cells go on after their time limit")
 
 
+@pytest.mark.long
 def test_the_tasks_of_srun_are_one_run_that_the_documented_script_requeues(slurm, datasets, tmp_path, survived):
     train_together(datasets, tmp_path / "whole", 2)
     script = (ROOT / "configs" / "README.md").read_text().partition("#!/bin/bash")[2].partition("```")[0]

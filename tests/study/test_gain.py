@@ -1,14 +1,16 @@
 """The comparison of two pretrainings on somebody's own data: twin configs, the sweep of their rates, and the page."""
 
 import copy
+import functools
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from command_line import wsl_d2
+from command_line import commands_of, wsl_d2
 from toy_data import jpeg
 from toy_detections import random_world
 
@@ -211,24 +213,28 @@ def test_the_commands_of_the_readme_are_understood():
 
 
 @pytest.mark.slow
-def test_one_command_ends_in_the_page_and_goes_on_where_it_was(data, tmp_path):
+def test_what_it_is_worth_on_my_dataset_as_pasted_goes_on_where_it_was(data, tmp_path):
     output = tmp_path / "out"
+    (data / "photos").symlink_to("images")
+    (data / "run").mkdir()
+    shutil.copy(data / "rgb.pth", data / "run" / "backbone.pth")
+    as_pasted = next(words for words in commands_of("README.md") if words[0] == "gain")
     call = [
-        *("gain", "--train", data / "train.json", "--val", data / "val.json", "--images", data / "images"),
-        *("--baseline", data / "bgr.pth", "--candidate", f"wsl={data / 'rgb.pth'}", "--config-file", BASE),
-        *("--short-side", 96, "--iterations", 2, "--batch-size", 2, "--learning-rates", "0.001,0.002"),
-        *("--num-gpus", 0, "--jobs", 2, "--output", output, "--seeds"),
+        *as_pasted,
+        *("--config-file", BASE, "--short-side", 96, "--iterations", 2, "--batch-size", 2, "--num-gpus", 0),
+        *("--learning-rates", "0.001,0.002", "--jobs", 2, "--output", output, "--seeds"),
     ]
-    plan = wsl_d2(*call, 1, "--plan")
-    assert "boxes and masks, 4 classes, 2 steps of 2 images" in plan and "What wsl adds to baseline on val.json" in plan
-    assert not (output / "sweep").exists()
-    text = wsl_d2(*call, 1)
-    assert "wsl: learning rate 0.00" in text and "one run each, nothing about other trainings" in text
-    assert "What wsl adds to baseline" in (output / "report" / "report.html").read_text()
+    run = functools.partial(wsl_d2, cwd=data)
+    plan = run(*call, 1, "--plan")
+    assert "boxes and masks, 4 classes, 2 steps of 2 images" in plan
+    assert "What candidate adds to scratch on val.json" in plan and not (output / "sweep").exists()
+    text = run(*call, 1)
+    assert "candidate: learning rate 0.00" in text and "one run each, nothing about other trainings" in text
+    assert "What candidate adds to scratch" in (output / "report" / "report.html").read_text()
     gains = json.loads((output / "report" / "ap_gain.json").read_text())
-    assert gains["iou_types"] == ["bbox", "segm"] and gains["gains"][0]["candidate"] == "wsl"
-    config = yaml.safe_load((output / "detect" / "arm=wsl,seed=0" / "config.yaml").read_text())
-    assert config["INPUT"]["FORMAT"] == "RGB" and config["MODEL"]["WEIGHTS"] == str(data / "rgb.pth")
-    again = wsl_d2(*call, 2)
-    assert "arm=wsl,seed=1: wsl-d2 train" in again and "arm=wsl,seed=0: wsl-d2 train" not in again
+    assert gains["iou_types"] == ["bbox", "segm"] and gains["gains"][0]["candidate"] == "candidate"
+    config = yaml.safe_load((output / "detect" / "arm=candidate,seed=0" / "config.yaml").read_text())
+    assert config["INPUT"]["FORMAT"] == "RGB" and config["MODEL"]["WEIGHTS"] == str(data / "run" / "backbone.pth")
+    again = run(*call, 2)
+    assert "arm=candidate,seed=1: wsl-d2 train" in again and "arm=candidate,seed=0: wsl-d2 train" not in again
     assert "lr=0.001: wsl-d2 train" not in again and "2 runs each" in again

@@ -138,6 +138,8 @@ def table_of_gains(records: Sequence[dict]) -> str:
             aps = [_mean_and_sd(cells[t]) for t in types]
             over = [_gain(gains.get((arm, baseline)), t) for t in types for baseline in baselines]
             rows.append([comparison["name"].removeprefix("report/"), f"`{arm}`", *aps, *over])
+    if len(comparisons) == 1:
+        header, rows = header[1:], [row[1:] for row in rows]
     return markdown(header, rows)
 
 
