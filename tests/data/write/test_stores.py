@@ -86,3 +86,12 @@ def test_indexes_and_labels_count_in_the_cache(posts, bucket, toy_vocabulary):
         dataset[image]
     kept = [path.stat().st_size for path in dataset.folder.glob("shard-*") if path.suffix in (".tar", ".npz")]
     assert sum(kept) <= limit
+
+
+def test_links_to_tars_that_are_elsewhere_are_noticed(posts, toy_vocabulary, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "shard-000000.tar").symlink_to(tmp_path / "elsewhere.tar")
+    with pytest.raises(ShardError, match="taken holds shard-000000.tar, which is of another dataset"):
+        make_shards(*posts, toy_vocabulary, tmp_path / "taken")
+    with pytest.raises(ShardError, match="1 of 1 tars cannot be used: .*taken/shard-000000.tar"):
+        index_shards(tmp_path / "taken", toy_vocabulary)

@@ -176,8 +176,7 @@ class HashtagDataset(Dataset):
         """
         if self.store.location.startswith(("http://", "https://")):
             return
-        sizes = {name: stamp[0] for name, stamp in self.store.list_files().items()}
-        if problems := find_missing(self.store.location, self.table, sizes):
+        if problems := find_missing(self.store.location, self.table, self.store.sizes()):
             raise ShardError(f"{len(problems)} of {len(self.table)} shards cannot be used: {shorten_list(problems)}")
 
     def fetch(self, shard: int, *, fresh: bool = False) -> Path:

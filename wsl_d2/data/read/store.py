@@ -100,9 +100,32 @@ class ShardStore:
         rows = [row for row in self._retry(ls, self.location) if row["type"] == "file"]
         return {row["name"].rstrip("/").rpartition("/")[2]: [row["size"], _version_of(row)] for row in rows}
 
+    def names(self) -> set[str]:
+        """Returns the names of all that is there, links to nothing included; of a local folder without a look at each.
+
+        Raises:
+            ShardError: see :meth:`list_files`.
+        """
+        return set(self.list_files() if self.is_remote else os.listdir(self.folder))
+
     def tars(self) -> list[str]:
         """Returns the names of the tars, sorted."""
-        return sorted(name for name in self.list_files() if name.endswith(".tar"))
+        return sorted(name for name in self.names() if name.endswith(".tar"))
+
+    def sizes(self) -> dict[str, int]:
+        """Returns name -> bytes of the files; of a local folder those of the tars, 0 of all others.
+
+        Raises:
+            ShardError: see :meth:`list_files`.
+        """
+        if self.is_remote:
+            return {name: stamp[0] for name, stamp in self.list_files().items()}
+        with os.scandir(self.folder) as entries:
+            return {
+                entry.name: entry.stat().st_size if entry.name.endswith(".tar") else 0
+                for entry in entries
+                if entry.is_file()
+            }
 
     def stamp(self, name: str) -> list:
         """Returns what :meth:`list_files` says of one file of a store; [-1, ""] if it is not there."""

@@ -36,7 +36,7 @@ def claim_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> None
     store = folder if isinstance(folder, ShardStore) else ShardStore(folder)
     if store.folder.exists() and not store.folder.is_dir():
         raise ShardError(f"{store.location} is not a folder; choose another one.")
-    there = store.list_files() if store.folder.is_dir() else {}
+    there = store.names() if store.folder.is_dir() else set()
     facts = json.loads(json.dumps(facts))
     if _NAME in there:
         found = json.loads(store.path(_NAME, fresh=True).read_text(encoding="utf-8"))
@@ -51,7 +51,7 @@ def claim_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> None
                 "choose another folder."
             )
         return
-    if others := [*sorted(name for name in there if name.endswith(".tar")), *({MANIFEST} & there.keys())]:
+    if others := [*sorted(name for name in there if name.endswith(".tar")), *({MANIFEST} & there)]:
         raise ShardError(
             f"{store.location} holds {others[0]}, which is of another dataset. Nothing was written; choose an empty "
             "folder."

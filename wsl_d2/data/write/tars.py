@@ -87,11 +87,12 @@ def index_shards(
             tar that cannot be used; or no image has a label.
     """
     store = ShardStore(folder)
-    found = store.list_files() if store.folder.is_dir() else {}
-    tars = sorted(name for name in found if name.endswith(".tar"))
+    found = store.list_files() if store.is_remote else {}
+    there = found.keys() if store.is_remote else store.names() if store.folder.is_dir() else set()
+    tars = sorted(name for name in there if name.endswith(".tar"))
     if not tars:
         raise ShardError(f"{folder}: no *.tar shards here.")
-    if MANIFEST in found:
+    if MANIFEST in there:
         try:
             for name in (MANIFEST, VOCABULARY):
                 store.path(name, fresh=True)

@@ -167,7 +167,7 @@ def verify_dataset(
     ]
     facts = [manifest["vocabulary_checksum"], decode_images]
     known = _known_reports(report_path, facts)
-    for stray in sorted({name for name in found if name.endswith(".tar")} - {shard.name for shard in shards}):
+    for stray in sorted(set(store.tars()) - {shard.name for shard in shards}):
         yield ShardReport(stray, NOT_LISTED)
     left = []
     for shard in shards:

@@ -140,8 +140,8 @@ def make_view(
 
 def _check_source(source: Path, table: ShardTable) -> None:
     """The tars may be elsewhere at the moment; those that are there are the ones that were indexed."""
-    sizes = {name: stamp[0] for name, stamp in ShardStore(source).list_files().items()}
-    problems = [problem for problem in find_missing(source, table, sizes) if not problem.endswith(".tar is missing")]
+    found = find_missing(source, table, ShardStore(source).sizes())
+    problems = [problem for problem in found if not problem.endswith(".tar is missing")]
     if problems:
         raise ShardError(f"{source}: {len(problems)} shards cannot be used: {shorten_list(problems)}")
 
