@@ -9,7 +9,8 @@ from command_line import wsl_d2
 from toy_data import TOY_HASHTAGS, jpeg
 
 from wsl_d2.data import HashtagDataset, ShardError, make_shards
-from wsl_d2.report.origins import FEWEST, group_rows, kind_of_words, limit_images, measure, origins_page, read_corpus
+from wsl_d2.data.format.origin import limit_users
+from wsl_d2.report.origins import FEWEST, group_rows, kind_of_words, measure, origins_page, read_corpus
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_what_is_counted(dataset, toy_vocabulary):
     of = [toy_vocabulary.labels([TOY_HASHTAGS[i]])[0] for i in range(4)]
     assert stored.people[of].tolist() == [1, 10, 4, 0]
     assert (stored.num_labels, stored.of_one, stored.drawn_of_one) == (4, 1, 30 / 57)
-    limited = limit_images(corpus, 1)
+    limited = limit_users(corpus.users, np.random.default_rng(0).random(len(corpus.users)), 1, unknown=-1)
     assert np.bincount(corpus.users[limited & (corpus.users >= 0)]).tolist() == [1] * 15
     assert measure(corpus, limited.astype(float)).drawn_of_one == 1 / 18
 

@@ -41,6 +41,9 @@ class GuardedWriter(EventWriter):
             self._has_failed = True
 
 
+_LONGEST_LINE = 1 << 20  # bytes
+
+
 class WholeLines:
     """A text file to which whole lines are appended, or none; those that the disk has no room for wait for it.
 
@@ -51,9 +54,8 @@ class WholeLines:
     def __init__(self, path: Path):
         self._file = open(path, "a+b", buffering=0)
         self._waiting = b""
-        self._file.seek(0)
-        content = self._file.read()
-        self._file.truncate(content.rfind(b"\n") + 1)
+        start = self._file.seek(max(0, self._file.seek(0, os.SEEK_END) - _LONGEST_LINE))
+        self._file.truncate(start + self._file.read().rfind(b"\n") + 1)
 
     def write(self, text: str) -> None:
         self._waiting += text.encode()

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from wsl_d2.data.format.index import read_index
 from wsl_d2.data.format.labels import HashtagIndex
 from wsl_d2.data.format.manifest import VOCABULARY
+from wsl_d2.data.format.origin import limit_users, no_posters
 from wsl_d2.data.order.resampling import image_repeat_factors
 from wsl_d2.data.read.dataset import HashtagDataset
 from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
@@ -116,10 +117,7 @@ def read_corpus(dataset: HashtagDataset) -> Corpus:
                 languages[kinds[name]] += number
     names, number_of = np.unique(np.concatenate(users), return_inverse=True)
     if not names.any():
-        raise ShardError(
-            f"{dataset.folder}: its indexes do not say who posted the images; make it with --user-column, or index "
-            'tars whose JSON has a "user".'
-        )
+        raise ShardError(no_posters(dataset.folder))
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
     return Corpus(
         users=number_of.astype(np.int64) - int(names[0] == 0),
@@ -181,15 +179,6 @@ def measure(corpus: Corpus, weights: np.ndarray) -> Concentration:
         drawn_of_one=float(of_label[of_one].sum() / of_label.sum()) if of_label.sum() else 0.0,
         people=people,
     )
-
-
-def limit_images(corpus: Corpus, limit: int) -> np.ndarray:
-    """Returns (N,) bool: which images stay when so many of each poster are kept, chosen at random."""
-    order = np.lexsort((np.random.default_rng(0).random(len(corpus.users)), corpus.users))
-    users = corpus.users[order]
-    keep = np.empty(len(users), bool)
-    keep[order] = (np.arange(len(users)) - np.searchsorted(users, users) < limit) | (users < 0)
-    return keep
 
 
 def resample(corpus: Corpus, keep: np.ndarray, mode: str, threshold: float) -> np.ndarray:
@@ -273,7 +262,7 @@ def _who(corpus: Corpus, stored: Concentration) -> list[str]:
 
 def _choices(corpus: Corpus, limit: int, mode: str, threshold: float) -> tuple[list[str], Concentration]:
     everything = np.ones(len(corpus.users), bool)
-    limited = limit_images(corpus, limit)
+    limited = limit_users(corpus.users, np.random.default_rng(0).random(len(corpus.users)), limit, unknown=-1)
     resampled = f"resampled ({mode}, {threshold:g})"
     weights = {
         "as stored": everything.astype(float),

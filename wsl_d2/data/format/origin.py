@@ -94,6 +94,30 @@ def _place(value: Any) -> str:
     return f"{abs(south)}{'S' if south < 0 else 'N'} {abs(west)}{'W' if west < 0 else 'E'}"
 
 
+def limit_users(users: np.ndarray, priority: np.ndarray, limit: int, unknown: int) -> np.ndarray:
+    """Returns (N,) bool: which images stay when so many of each poster are kept, those of the lowest priority first.
+
+    Args:
+        users: (N,) integers, one for each poster.
+        priority: (N,) numbers.
+        limit: images of a poster.
+        unknown: the number of a poster who is not known; all of those images stay.
+    """
+    order = np.lexsort((priority, users))
+    ordered = users[order]
+    keep = np.empty(len(users), bool)
+    keep[order] = (np.arange(len(users)) - np.searchsorted(ordered, ordered) < limit) | (ordered == unknown)
+    return keep
+
+
+def no_posters(folder: object) -> str:
+    """Returns the error that a dataset does not know who posted its images."""
+    return (
+        f"{folder}: its indexes do not say who posted the images; make it with --user-column, or index tars whose "
+        'JSON has a "user".'
+    )
+
+
 @dataclass
 class Origins:
     """The origins of a shard's n images.

@@ -24,6 +24,7 @@ from wsl_d2.data.format.manifest import (
     read_manifest,
     shorten_list,
 )
+from wsl_d2.data.format.origin import limit_users, no_posters
 from wsl_d2.data.format.stamps import has_content, read_stamps
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.runner import Workers, run_parts
@@ -118,10 +119,7 @@ def make_view(
     }
     names = [table.name(shard) for shard in range(len(table))]
     if max_images_per_user is not None and not any(read_origins(source / name) for name in names):
-        raise ShardError(
-            f"{source}: its indexes do not say who posted the images; make it with --user-column, or index tars whose "
-            'JSON has a "user".'
-        )
+        raise ShardError(no_posters(source))
     claim_folder(target, facts)
     if (target / MANIFEST).is_file():
         return read_manifest(target)
@@ -201,14 +199,8 @@ def _limit_users(folder: Path, names: list[str], limit: int, seed: int) -> list[
         labels, origins = read_labels(folder / name), read_origins(folder / name)
         hashes.append(_hashes(read_index(folder / name, with_hashtags=False), labels, seed))
         users.append(origins.users[labels.rows] if origins else np.zeros(len(labels.rows), np.uint64))
-    user = np.concatenate(users)
-    order = np.lexsort((np.concatenate(hashes), user))
-    sorted_users = user[order]
-    first = np.searchsorted(sorted_users, sorted_users)  # of each poster's images
-    keep = np.zeros(len(user), bool)
-    keep[order] = (np.arange(len(user)) - first < limit) | (sorted_users == 0)
-    ends = np.cumsum([len(part) for part in users])
-    kept = np.split(keep, ends[:-1])
+    keep = limit_users(np.concatenate(users), np.concatenate(hashes), limit, unknown=0)
+    kept = np.split(keep, np.cumsum([len(part) for part in users])[:-1])
     for name, chosen in zip(names, kept, strict=True):
         write_labels(folder / name, select_images(read_labels(folder / name), np.flatnonzero(chosen)))
     return [int(chosen.sum()) for chosen in kept]
