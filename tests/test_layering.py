@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up. A room may import from itself and from the floors below its own, not from those beside it.
 FLOORS = (
     ("errors", "files", "run_keys", "version"),
+    ("jobs",),
     ("coco", "config", "hashtags", "modeling"),
     ("checkpoint", "data"),
     ("duplicates", "evaluation", "transfer"),
@@ -36,7 +37,8 @@ LIBRARIES = {
     "analysis": {"numpy", "scipy", "pycocotools", "yaml"},
     "data.format": {"numpy", "tqdm", "fsspec"},
     "data.remote": {"fsspec", "aiohttp"},
-    "data.runner": {"tqdm", "submitit"},
+    "jobs": {"submitit"},
+    "data.runner": {"tqdm"},
     "data.order": {"numpy", "tqdm"},
     "data.posts": {"numpy", "pyarrow", "fsspec"},
     "data.write": {"numpy", "tqdm"},

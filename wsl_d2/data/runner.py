@@ -10,7 +10,6 @@ import itertools
 import logging
 import shutil
 import signal
-import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from wsl_d2.errors import UserError
+from wsl_d2.jobs import open_executor, queued_jobs, submitting
 
 _Part = TypeVar("_Part")
 _Result = TypeVar("_Result")
@@ -215,32 +215,18 @@ class _Jobs:
     dies_together = False
 
     def __init__(self, work: Callable, shared: Any, cluster: Cluster):
-        try:
-            import submitit
-        except ImportError:
-            raise UserError("--runner slurm needs submitit: pip install 'wsl-d2[cluster]'.") from None
         self.is_slurm = cluster.kind == "slurm"
-        if self.is_slurm and not shutil.which("sbatch"):
-            raise UserError("--runner slurm needs SLURM's commands, but there is no sbatch on the PATH.")
         self.work, self.shared = work, shared
         self.folder, self.capacity = cluster.folder, min(cluster.workers, _LARGEST_ARRAY)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.executor = submitit.AutoExecutor(folder=self.folder, cluster=cluster.kind)
-        try:
-            self.executor.update_parameters(**({"name": "wsl-d2", "timeout_min": 240} | cluster.parameters))
-        except (NameError, TypeError, ValueError, AssertionError) as error:
-            raise UserError(f"--runner-parameter: {error}") from None
+        parameters = {"name": "wsl-d2", "timeout_min": 240} | cluster.parameters
+        self.executor = open_executor(cluster.folder, cluster.kind, "--runner", parameters)
         self._left: dict[Any, float] = {}  # job that is no longer in the queue -> since when
         self._open: set[Any] = set()
         self._looked = 0.0
 
     def submit(self, blocks: list[list]) -> list[Any]:
-        try:
-            with self.executor.batch():
-                jobs = [self.executor.submit(_call_block, self.work, self.shared, block) for block in blocks]
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-            line = str(error).strip().splitlines()[-1]
-            raise UserError(f"the jobs of {self.folder} were not taken: {line}") from error
+        with submitting("--runner"), self.executor.batch():
+            jobs = [self.executor.submit(_call_block, self.work, self.shared, block) for block in blocks]
         self._open |= set(jobs)
         self._looked = time.monotonic()
         return jobs
@@ -264,10 +250,8 @@ class _Jobs:
 
     def _look(self, running: Collection[Any], now: float) -> None:
         self._looked = now
-        command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
-        found = subprocess.run(command, capture_output=True, text=True)
-        if found.returncode == 0:  # else the controller does not answer at the moment
-            queue = set(found.stdout.split())
+        queue, problem = queued_jobs()
+        if not problem:  # else the controller does not answer at the moment
             self._left = {job: self._left.get(job, now) for job in running if job.job_id not in queue}
 
     def result(self, job: Any) -> list:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +18,7 @@ from wsl_d2.engine.arguments import add_arguments
 from wsl_d2.engine.folder import begin_folder, lock_folder
 from wsl_d2.engine.signals import REQUEUE_SIGNALS, STOP_SIGNALS, Stopped, stop_at_once
 from wsl_d2.errors import ConfigError, UserError
+from wsl_d2.jobs import check_cluster, open_executor, submitting
 
 _SIGNAL_DELAY_S = 120  # SIGUSR2 to every process so long before the time limit
 # Python that keeps those signals pending until the job's own handlers are there: its imports take seconds.
@@ -120,15 +119,10 @@ def make_executor(folder: str | Path, cluster: str, parameters: dict, name: str,
     Raises:
         ConfigError: submitit is not installed, SLURM's commands are not there, or a parameter is wrong or missing.
     """
-    try:
-        import submitit
-    except ImportError as error:
-        raise ConfigError("--cluster needs submitit; run `pip install submitit`.") from error
-    options: dict = {"name": name}
+    check_cluster(cluster, "--cluster")
+    options: dict = {"name": parameters.get("name", name)}
     folder = Path(folder).resolve()
     if cluster == "slurm":
-        if shutil.which("sbatch") is None:
-            raise ConfigError("--cluster slurm needs SLURM's commands, but there is no sbatch on the PATH.")
         options["slurm_signal_delay_s"] = delay = parameters.get("slurm_signal_delay_s", _SIGNAL_DELAY_S)
         minutes = parameters.get("timeout_min", parameters.get("slurm_time"))
         if minutes is None:
@@ -145,31 +139,8 @@ def make_executor(folder: str | Path, cluster: str, parameters: dict, name: str,
             failures = shlex.quote(str(folder)) + '/"$SLURM_JOB_ID"_failures'
             script = _START_AGAIN.format(failures=failures, max_restarts=max_restarts)
             options["slurm_teardown"] = [*parameters.get("slurm_teardown", []), *script.splitlines()]
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        python = {"slurm_python": _PYTHON} if cluster == "slurm" else {}
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **python)
-        executor.update_parameters(**(parameters | options | {"name": parameters.get("name", name)}))
-    except (NameError, ValueError, TypeError, AssertionError) as error:
-        raise ConfigError(f"--cluster-parameter: {' '.join(str(error).split())}") from error
-    return executor
-
-
-@contextlib.contextmanager
-def submitting() -> Iterator[None]:
-    """Around a submission.
-
-    Raises:
-        ConfigError: the cluster refuses it; says its reason.
-    """
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # sbatch's words, which are in the error, too
-            yield
-    except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
-        lines = [line.partition("error: ")[2] for line in str(error).splitlines() if "error:" in line] or [str(error)]
-        raise ConfigError(f"the cluster refuses the job: {'; '.join(lines)}; see --cluster-parameter.") from error
+    python = {"slurm_python": _PYTHON} if cluster == "slurm" else {}
+    return open_executor(folder, cluster, "--cluster", parameters | options, **python)
 
 
 def submit(
@@ -191,7 +162,7 @@ def submit(
         ConfigError: see :func:`make_executor`; or the cluster refuses the job.
     """
     executor = make_executor(folder, cluster, parameters, "wsl_d2", max_restarts)
-    with submitting():
+    with submitting("--cluster"):
         return executor.submit(ClusterJob(arguments, str(Path(root).resolve())))
 
 

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from wsl_d2.engine.cluster import make_executor, on_cluster, submitting
+from wsl_d2.engine.cluster import make_executor, on_cluster
 from wsl_d2.files import write_atomically
+from wsl_d2.jobs import queued_jobs, submitting
 from wsl_d2.study.study import Cell, Study, StudyError
 
 _SECONDS_BETWEEN_LOOKS = 5.0  # at the queue
@@ -196,7 +197,7 @@ def run_on_cluster(
             say(f"{stage}: {len(missing) - len(new)} run(s) are in the queue from before")
         jobs = {}
         if new:
-            with submitting():
+            with submitting("--cluster"):
                 jobs = dict(zip([cell.name for cell in new], executor.map_array(CellJob(root), new), strict=True))
             ids |= {name: job.job_id for name, job in jobs.items()}
             write_atomically(noted, json.dumps(ids, indent=1) + "\n")
@@ -243,11 +244,12 @@ def _wait_for(cells: list[Cell], at_work: Callable[[], set[str]], say: Callable[
 
 def _queued_jobs() -> set[str]:
     """Returns the ids of this user's jobs that SLURM has not ended; waits while its controller does not answer."""
-    command = ["squeue", "--me", "--noheader", "--array", "--format=%F_%K"]
-    while (done := subprocess.run(command, capture_output=True, text=True)).returncode:
-        print(f"squeue: {done.stderr.strip()}; trying again", file=sys.stderr)
+    while True:
+        queue, problem = queued_jobs()
+        if not problem:
+            return queue
+        print(f"squeue: {problem}; trying again", file=sys.stderr)
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    return {line.strip().removesuffix("_N/A") for line in done.stdout.splitlines()}
 
 
 class CellJob:
