@@ -3,7 +3,6 @@
 import ast
 import functools
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -19,7 +18,7 @@ import torchvision
 from command_line import commands_of, wsl_d2
 from pyarrow import parquet
 from toy_data import jpeg
-from toy_detections import random_world
+from toy_detections import write_own_data
 
 from wsl_d2.cli.main import build_parser
 from wsl_d2.errors import UserError
@@ -43,7 +42,6 @@ def test_every_path_named_exists(document):
 
 
 def test_the_shard_example_runs_as_pasted(tmp_path, monkeypatch):
-    from toy_data import jpeg
 
     from wsl_d2.data import HashtagDataset
 
@@ -91,13 +89,7 @@ def test_wsl_weights_in_a_detector_as_pasted(tmp_path):
 def own_data(tmp_path_factory):
     """A folder as someone has it who follows the README: photos/, posts.parquet, train.json and val.json."""
     root = tmp_path_factory.mktemp("own")
-    (root / "photos").mkdir()
-    for seed, part in enumerate(("train", "val")):
-        world = random_world(seed, num_images=10)
-        for row in world["images"]:
-            row["file_name"] = f"{part}_{row['file_name']}"
-            (root / "photos" / row["file_name"]).write_bytes(jpeg(100 * seed + row["id"], (240, 240)))
-        (root / f"{part}.json").write_text(json.dumps(world))
+    write_own_data(root, "photos")
     keys = sorted(path.stem for path in (root / "photos").iterdir())
     tags = [["dog", "love"] if i % 2 else ["cats"] for i in range(len(keys))]
     parquet.write_table(pyarrow.table({"key": keys, "hashtags": tags}), root / "posts.parquet")

@@ -1,7 +1,11 @@
 """Random ground truth and detections in COCO's formats for the tests."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 from pycocotools import mask as mask_api
+from toy_data import jpeg
 
 NUM_IMAGES = 24
 
@@ -67,3 +71,14 @@ def random_keypoints(world, detections, number=17):
         row["keypoints"] = np.concatenate([points, visible], axis=1).ravel().tolist()
         if "score" not in row:
             row["num_keypoints"] = number
+
+
+def write_own_data(root: Path, images: str) -> None:
+    """Writes train.json and val.json of 10 images each, and the folder of the images of both."""
+    (root / images).mkdir()
+    for seed, part in enumerate(("train", "val")):
+        world = random_world(seed, num_images=10)
+        for row in world["images"]:
+            row["file_name"] = f"{part}_{row['file_name']}"
+            (root / images / row["file_name"]).write_bytes(jpeg(100 * seed + row["id"], (240, 240)))
+        (root / f"{part}.json").write_text(json.dumps(world))

@@ -151,6 +151,28 @@ def load_config(config_file: str, opts: list[str]) -> CN:
     return cfg
 
 
+def check_devices(cfg: CN, num_processes: int = 1) -> None:
+    """Refuses a device that is not there.
+
+    Args:
+        cfg: reads MODEL.DEVICE.
+        num_processes: of this machine, each with a GPU of its own.
+
+    Raises:
+        ConfigError: there is no GPU, or there are fewer than processes.
+    """
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but no GPU can be used; add `MODEL.DEVICE cpu` to the command."
+        )
+    if num_processes > torch.cuda.device_count():
+        raise ConfigError(f"--num-gpus is {num_processes}, but this machine has {torch.cuda.device_count()} GPUs.")
+
+
 def _whole_numbers_as_floats(cfg: CN, opts: list[str]) -> list[str]:
     """Lets `SOLVER.BASE_LR 1` stand for 1.0, which yacs refuses."""
     changed = list(opts)

@@ -11,8 +11,7 @@ import pytest
 import torch
 import yaml
 from command_line import commands_of, wsl_d2
-from toy_data import jpeg
-from toy_detections import random_world
+from toy_detections import write_own_data
 
 from wsl_d2.checkpoint import export_backbone
 from wsl_d2.checkpoint.weight_file import MissingFileError
@@ -34,13 +33,7 @@ BGR = {"input_format": "BGR", "pixel_mean": [103.530, 116.280, 123.675], "pixel_
 def data(tmp_path_factory):
     """train.json, val.json, images/, and two backbones of other pixel statistics."""
     root = tmp_path_factory.mktemp("own data")
-    (root / "images").mkdir()
-    for seed, part in enumerate(("train", "val")):
-        world = random_world(seed, num_images=10)
-        for row in world["images"]:
-            row["file_name"] = f"{part}_{row['file_name']}"
-            (root / "images" / row["file_name"]).write_bytes(jpeg(100 * seed + row["id"], (240, 240)))
-        (root / f"{part}.json").write_text(json.dumps(world))
+    write_own_data(root, "images")
     for seed, (name, statistics) in enumerate({"rgb": RGB, "bgr": BGR}.items()):
         torch.manual_seed(seed)
         export_backbone(make_resnext("resnext26_8x4d"), root / f"{name}.pth", **statistics)

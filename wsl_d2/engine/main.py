@@ -6,12 +6,11 @@ import contextlib
 import os
 import tempfile
 
-import torch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from wsl_d2.checkpoint import WeightFile
-from wsl_d2.config import find_config_file, load_config
+from wsl_d2.config import check_devices, find_config_file, load_config
 from wsl_d2.data.read.catalog import register_datasets
 from wsl_d2.data.read.detection_check import check_run
 from wsl_d2.engine.agreement import Heartbeat
@@ -80,26 +79,6 @@ def _begin_logging(plan: RunPlan, args, findings: list[str]) -> None:
     logger = start_logging(plan.cfg, args)
     for line in findings:
         logger.info(line)
-
-
-def check_devices(cfg, num_processes: int = 1) -> None:
-    """Refuses a device that is not there.
-
-    Args:
-        cfg: reads MODEL.DEVICE.
-        num_processes: of this machine, each with a GPU of its own.
-
-    Raises:
-        ConfigError: there is no GPU, or there are fewer than processes.
-    """
-    if not cfg.MODEL.DEVICE.startswith("cuda"):
-        return
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but no GPU can be used; add `MODEL.DEVICE cpu` to the command."
-        )
-    if num_processes > torch.cuda.device_count():
-        raise ConfigError(f"--num-gpus is {num_processes}, but this machine has {torch.cuda.device_count()} GPUs.")
 
 
 def main(args) -> dict:

@@ -15,6 +15,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 from wsl_d2.checkpoint import load_backbone
+from wsl_d2.config import check_devices
 from wsl_d2.data import HashtagDataset, register_datasets
 from wsl_d2.files import sha256_of, write_atomically
 from wsl_d2.hashtags import Vocabulary
@@ -55,6 +56,7 @@ def probe_backbone(
 
     Raises:
         ProbeError: the datasets' vocabularies differ, an image has not exactly one label, or a class too few images.
+        ConfigError: MODEL.DEVICE is not there.
         IncompleteLoadError, PixelStatisticsError, ShardError: weights or datasets that cannot be used.
     """
     from scipy import stats  # every training imports this module, and none waits for scipy
@@ -64,8 +66,7 @@ def probe_backbone(
         raise ProbeError(
             f"the config trains a {cfg.MODEL.META_ARCHITECTURE}; a probe needs one of a HashtagClassifier."
         )
-    if not torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
-        raise ProbeError("MODEL.DEVICE is 'cuda', but no GPU can be used; add `MODEL.DEVICE cpu` to the command.")
+    check_devices(cfg)
     register_datasets(cfg)
     data = open_probe_data(cfg, train, test)
     cfg.MODEL.HASHTAG_CLASSIFIER.NUM_CLASSES = data.num_classes
