@@ -175,6 +175,7 @@ def count_part(counting: _Counting, part: Part) -> dict[str, Any] | str:
         options.hashtags_column,
         options.caption_column,
         (part.first, part.last) if part.format == "parquet" else None,
+        with_origins=False,
     )
 
     def count_chunks(lines: IO[bytes]) -> Iterator[pa.Table]:

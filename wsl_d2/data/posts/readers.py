@@ -70,6 +70,7 @@ class Columns:
         is_caption: only the #words of its text are hashtags.
         user, time, place: names of the columns of an image's origin, "" for none; two columns of coordinates are
             "longitude,latitude".
+        with_origins: whether YFCC100M's, which are known, are read.
     """
 
     key: str = "key"
@@ -78,6 +79,7 @@ class Columns:
     user: str = ""
     time: str = ""
     place: str = ""
+    with_origins: bool = True
 
     @property
     def origin(self) -> list[str]:
@@ -155,6 +157,7 @@ def read_posts(
     user_column: str = "",
     time_column: str = "",
     place_column: str = "",
+    with_origins: bool = True,
 ) -> Iterator[Chunk]:
     """Reads a file chunk by chunk; memory stays bounded however large it is (but for "json", one list of all).
 
@@ -164,14 +167,15 @@ def read_posts(
         key_column, hashtags_column: names in all formats but YFCC100M's.
         caption_column: a text whose #words are the hashtags, instead of ``hashtags_column``.
         row_groups: of a Parquet file, first and behind the last; all if None.
-        user_column, time_column, place_column: see :class:`Columns`; YFCC100M's are known.
+        user_column, time_column, place_column, with_origins: see :class:`Columns`.
         chunk_rows: rows of a chunk; 200,000 if None.
 
     Raises:
         PostsError: the file cannot be read, is truncated, or has no such column.
     """
     is_caption = caption_column is not None
-    columns = Columns(key_column, caption_column or hashtags_column, is_caption, user_column, time_column, place_column)
+    origin = user_column, time_column, place_column, with_origins
+    columns = Columns(key_column, caption_column or hashtags_column, is_caption, *origin)
     if kind not in FORMATS:
         raise PostsError(f"unknown format {kind!r}; choose one of {', '.join(FORMATS)}.")
     try:
@@ -187,7 +191,7 @@ def _rows_of(path: str, kind: str, columns: Columns) -> Iterator[tuple[bytes, Ca
     if kind == "webdataset":
         yield from _tar_rows(path, columns)
     elif kind == "yfcc100m":
-        yield from _yfcc_rows(path)
+        yield from _yfcc_rows(path, columns.with_origins)
     elif kind == "sqlite":
         yield from _sqlite_rows(path, columns)
     elif kind == "jsonl":
@@ -217,7 +221,8 @@ def first_rows(
     reasons: dict[str, int] = {}
     rows = hashtags = 0
     for path, kind in files:
-        for chunk in read_posts(path, kind, key_column, hashtags_column, caption_column, chunk_rows=_FIRST_ROWS):
+        columns = key_column, hashtags_column, caption_column
+        for chunk in read_posts(path, kind, *columns, chunk_rows=_FIRST_ROWS, with_origins=False):
             rows += chunk.num_rows
             hashtags += len(chunk.hashtags.flatten())
             for reason in [*chunk.skipped, *(reason for _, reason, _ in chunk.rejected)]:
@@ -417,7 +422,8 @@ def _sqlite_rows(path: str, columns: Columns) -> Iterator[tuple[bytes, Callable[
         ]
         if _YFCC_TABLE in tables:
             there = {_text(row[1]) for row in connection.execute(f'PRAGMA table_info("{_YFCC_TABLE}")')}
-            names = ", ".join(name if name in there else "NULL" for name in _YFCC_NAMES)
+            own = _YFCC_NAMES if columns.with_origins else _YFCC_NAMES[:3]
+            names = ", ".join(name if name in there else "NULL" for name in own)
             for values in connection.execute(f"SELECT {names} FROM {_YFCC_TABLE}"):
                 raw = [_raw(value) for value in values]
                 yield b"\t".join(raw[:3]), _yfcc_parser(*raw)
@@ -452,13 +458,14 @@ def _sqlite_parser(values: dict[str, Any], columns: Columns) -> Callable[[], Row
     return parse
 
 
-def _yfcc_rows(path: str) -> Iterator[tuple[bytes, Callable[[], Row]]]:
+def _yfcc_rows(path: str, with_origins: bool) -> Iterator[tuple[bytes, Callable[[], Row]]]:
+    chosen = {number: places if with_origins else places[:3] for number, places in _YFCC_COLUMNS.items()}
     for line in _lines(path):
         if not line.strip():
             continue
         parts = line.split(b"\t")
-        if len(parts) in _YFCC_COLUMNS:
-            yield line, _yfcc_parser(*(parts[i] for i in _YFCC_COLUMNS[len(parts)]))
+        if len(parts) in chosen:
+            yield line, _yfcc_parser(*[parts[i] for i in chosen[len(parts)]])
         else:
             yield line, _failing(f"{len(parts)} columns instead of 25 or 23")
 
@@ -483,6 +490,8 @@ def _yfcc_parser(raw_key: bytes, raw_tags: bytes, raw_marker: bytes, *raw_origin
             found = [urllib.parse.unquote_plus(tag, errors="strict") for tag in tags.split(",") if tag]
         except UnicodeDecodeError as error:
             raise ValueError("tags are not URL-encoded UTF-8") from error
+        if not raw_origin:
+            return key, found, Origin()
         user, taken, *coordinates = (raw.decode("ascii", "replace") for raw in raw_origin)
         return key, found, read_origin(user, taken, coordinates)
 
