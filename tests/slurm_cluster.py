@@ -39,6 +39,7 @@ MinJobAge=3600
 NodeName={host} NodeAddr=127.0.0.1 Port={node} CPUs=8 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
+_ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
 
 def why_not() -> str | None:
@@ -77,10 +78,18 @@ class Cluster:
     def job(self, number: str) -> dict[str, str]:
         return next(job for job in self.jobs() if job["JobId"] == number)
 
+    def wait_for_end(self, number: str, log: Callable[[], str]) -> None:
+        """Waits until a job has ended well."""
+        ended = wait_until(lambda: (state := self.job(number)["JobState"]) in _ENDED and state, log)
+        assert ended == "COMPLETED", f"{ended} {log()}"
+
     def wait_for_requeue(self, number: str, log: Callable[[], str]) -> None:
-        """Waits until a job was requeued once, and spares it the two minutes that it would wait then."""
+        """Waits until a job was requeued once, and spares it the two minutes that it would wait then.
+
+        But for two seconds: SLURM ends a job as "credential revoked" that starts in the second in which it was stopped.
+        """
         wait_until(lambda: self.job(number)["Restarts"] == "1" and self.job(number)["JobState"] == "PENDING", log)
-        self.call("scontrol", "update", f"JobId={number}", "StartTime=now")
+        self.call("scontrol", "update", f"JobId={number}", "StartTime=now+2")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -226,6 +227,17 @@ run_command_line()
 """
 
 
+# Begins a script whose last process waits at iteration 12 for a signal: one that is sent to it never comes too late.
+WAITS_FOR_SIGNAL = f"""{INJECT}
+def wait(loop):
+    waits = loop.iter == 12 and comm.get_rank() == comm.get_world_size() - 1
+    while waits and not loop.agreement.signal:
+        time.sleep(0.001)
+
+before_step(wait)
+"""
+
+
 def losses(output: Path) -> dict[int, float]:
     records = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     return {record["iteration"]: record["loss_hashtag"] for record in records if "loss_hashtag" in record}
@@ -270,6 +282,13 @@ def wait_for_records(run: Run, output: Path, number: int) -> None:
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= number):
         assert run.returncode is None and time.monotonic() < deadline, run.output[-3000:]
         time.sleep(0.002)
+
+
+def survives(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal, or keeps it pending."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    masks = [int(re.search(rf"{name}:\s*(\w+)", status)[1], 16) for name in ("SigCgt", "SigBlk")]
+    return any(mask & 1 << (number - 1) for mask in masks)
 
 
 def descendants(pid: int) -> list[int]:

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from training_runs import (
-    INJECT,
     TORCHRUN,
+    WAITS_FOR_SIGNAL,
     Run,
     assert_same_state,
     descendants,
@@ -124,7 +124,7 @@ def test_another_number_of_workers_changes_nothing(datasets, whole_run, tmp_path
 
 
 SLOW_DISK = (
-    INJECT
+    WAITS_FOR_SIGNAL
     + """
 from wsl_d2.files import HashingWriter
 write = HashingWriter.write

@@ -17,12 +17,14 @@ from training_runs import (
     INJECT,
     ROOT,
     TORCHRUN,
+    WAITS_FOR_SIGNAL,
     Run,
     assert_same_state,
     command,
     environment,
     losses,
     start_processes,
+    survives,
     train,
     train_together,
     wait_for_records,
@@ -132,9 +134,12 @@ def test_a_stalled_data_worker_ends_the_run(datasets, tmp_path, survived):
     survived(5, "", 1, "a data worker that stalls ends the run with the reason")
 
 
+STOPPED = f"{WAITS_FOR_SIGNAL}\nrun_command_line()"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_saves_and_exits_for_requeueing(whole_run, datasets, tmp_path, number, survived):
-    stopped = Run(datasets, tmp_path)
+    stopped = Run(datasets, tmp_path, script=STOPPED)
     wait_for_records(stopped, tmp_path, 3)
     stopped.send_signal(number)
     time.sleep(0.02)
@@ -180,7 +185,8 @@ def test_a_signal_to_a_whole_group_of_processes_saves(datasets, tmp_path, number
     """As the terminal, scancel and SLURM's time limit send it: the data workers get it, too."""
     launcher = [sys.executable]
     flags = ["--num-gpus", "2", "--dist-url", "auto"]
-    run = Run(datasets, tmp_path, launcher=launcher, flags=flags, own_group=True, DATALOADER__NUM_WORKERS=2)
+    opts = {"DATALOADER__NUM_WORKERS": 2, "SOLVER__TOTAL_IMAGES": 80_000}
+    run = Run(datasets, tmp_path, launcher=launcher, flags=flags, own_group=True, **opts)
     wait_for_records(run, tmp_path, 3)
     os.killpg(run.pid, number)
     assert run.wait(timeout=60) == (130 if number == signal.SIGINT else 75), run.output[-3000:]
@@ -192,7 +198,7 @@ def test_a_signal_to_a_whole_group_of_processes_saves(datasets, tmp_path, number
 
 
 def test_a_signal_to_one_process_of_two_stops_both_at_one_step(datasets, whole_run_of_two, tmp_path, survived):
-    runs = start_processes(datasets, tmp_path, 2, SOLVER__LOG_PERIOD=1)
+    runs = start_processes(datasets, tmp_path, 2, script=STOPPED)
     wait_for_records(runs[0], tmp_path, 3)
     runs[1].send_signal(signal.SIGUSR1)
     assert [run.wait() for run in runs] == [75, 75]
@@ -205,7 +211,7 @@ def test_a_signal_to_one_process_of_two_stops_both_at_one_step(datasets, whole_r
 
 
 def test_a_signal_to_torchrun_reaches_all(datasets, whole_run_of_two, tmp_path, survived):
-    run = Run(datasets, tmp_path, launcher=TORCHRUN)
+    run = Run(datasets, tmp_path, launcher=TORCHRUN, script=STOPPED)
     wait_for_records(run, tmp_path, 3)
     run.send_signal(signal.SIGTERM)
     assert run.wait() != 0
@@ -411,7 +417,7 @@ def test_a_folder_with_another_runs_files_is_refused_unless_it_is_said_what_to_d
 
 
 def test_what_a_launcher_starts_again_resumes(datasets, whole_run, tmp_path):
-    stopped = Run(datasets, tmp_path)
+    stopped = Run(datasets, tmp_path, script=STOPPED)
     wait_for_records(stopped, tmp_path, 3)
     stopped.send_signal(signal.SIGUSR1)
     assert stopped.wait() == 75
@@ -421,12 +427,7 @@ def test_what_a_launcher_starts_again_resumes(datasets, whole_run, tmp_path):
 
 def test_a_signal_during_the_imports_ends_with_75(datasets, tmp_path):
     run = Run(datasets, tmp_path, launcher=[sys.executable])
-
-    def handles(number):
-        status = Path(f"/proc/{run.pid}/status").read_text()
-        return int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) & 1 << (number - 1)
-
-    while not handles(signal.SIGUSR2):
+    while not survives(run.pid, signal.SIGUSR2):
         time.sleep(0.01)
     run.send_signal(signal.SIGUSR2)
     assert run.wait() == 75 and run.output == "" and not list(tmp_path.iterdir())

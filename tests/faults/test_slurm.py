@@ -19,6 +19,7 @@ from training_runs import (
     command,
     environment,
     losses,
+    survives,
     train,
     train_together,
 )
@@ -89,11 +90,11 @@ def test_a_killed_task_is_requeued_up_to_a_limit_and_scancel_saves_and_ends(slur
 
 def test_a_run_whose_time_is_over_is_requeued_also_in_its_imports(slurm, datasets, whole_run, tmp_path, survived):
     number = submit(slurm, datasets, tmp_path)
-    wait_until(lambda: runs_of(tmp_path))
+    wait_until(lambda: any(survives(pid, signal.SIGUSR2) for pid in runs_of(tmp_path)))
     slurm.call("scancel", "--signal=USR2", number)  # as SLURM sends it before the time limit
     slurm.wait_for_requeue(number, lambda: logs(tmp_path))
     assert f"scontrol requeue {number}: done" in logs(tmp_path)
-    wait_until(lambda: slurm.job(number)["JobState"] == "COMPLETED", lambda: logs(tmp_path))
+    slurm.wait_for_end(number, lambda: logs(tmp_path))
     assert "Traceback" not in logs(tmp_path)
     assert_same_state(tmp_path, whole_run)
     survived(29, FAULT, 1, "out of time: saved, requeued, bit-identical")
@@ -163,7 +164,7 @@ def test_the_tasks_of_srun_are_one_run_that_the_documented_script_requeues(slurm
     wait_until(lambda: records(tmp_path / "run") >= 3, lambda: logs(tmp_path))
     slurm.call("scancel", "--signal=USR1", number)
     slurm.wait_for_requeue(number, lambda: logs(tmp_path))
-    wait_until(lambda: slurm.job(number)["JobState"] == "COMPLETED", lambda: logs(tmp_path))
+    slurm.wait_for_end(number, lambda: logs(tmp_path))
     assert logs(tmp_path).count("SIGUSR1: saved after") == 1
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     assert_same_state(tmp_path / "run", tmp_path / "whole")

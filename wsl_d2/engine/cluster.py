@@ -29,7 +29,10 @@ _PYTHON = f"{shlex.quote(sys.executable)} -c " + shlex.quote(
 # After srun in the script of a job. 2, 75, 130 and 143 are the user's: a mistake, a signal, Ctrl-C, an early scancel.
 _START_AGAIN = """\
 status=$?
-case $status in 0|2|75|130|143) exit $status;; esac
+case $status in
+  0|2|75|130|143) exit $status;;
+  138|140) exec scontrol requeue $SLURM_JOB_ID;; # SIGUSR1 or SIGUSR2 while Python itself started
+esac
 echo "$(date -Is) status $status" >> {failures}
 count=$(wc -l < {failures})
 died="processes of the job died (status $status)"
