@@ -78,9 +78,10 @@ for verb in {[list(verb) for verb in everything]}:
         assert f"usage: wsl-d2 {' '.join(verb)} " in printed
 
 
-def test_what_counts_writes_and_compares_does_without_torch():
-    rooms = ("hashtags", "analysis", "data/format", "data/order", "data/posts", "data/write")
-    paths = [path for room in rooms for path in sorted((ROOT / "wsl_d2" / room).glob("*.py"))]
+def test_what_counts_writes_compares_and_reports_does_without_torch():
+    rooms = ("hashtags", "analysis", "data/format", "data/order", "data/posts", "data/write", "duplicates")
+    patterns = [*(f"{room}/*.py" for room in rooms), "report/[cprs]*.py", "study/[crs]*.py", "engine/cluster.py"]
+    paths = [path for pattern in patterns for path in sorted((ROOT / "wsl_d2").glob(pattern))]
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths if path.stem != "__init__"]
     assert len(modules) > 20
     assert run_python(f"{AS_COMMAND} import {', '.join(modules)}; print({HEAVY})") == "[]\n"

@@ -5,6 +5,10 @@ class UserError(Exception):
     """An error that a user can fix; the message names the file or key, the value, what is allowed, and what to do."""
 
 
+class LostProcessError(UserError, RuntimeError):
+    """Other processes of the run have died or hang."""
+
+
 class FaultsError(UserError):
     """Several faults.
 

@@ -9,7 +9,8 @@ import torch
 from processes import in_processes
 
 from wsl_d2.engine import agreement
-from wsl_d2.engine.agreement import Agreement, Heartbeat, LostProcessError
+from wsl_d2.engine.agreement import Agreement, Heartbeat
+from wsl_d2.errors import LostProcessError
 
 
 def agree(signals, failed_saves, flags):

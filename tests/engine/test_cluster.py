@@ -8,10 +8,9 @@ import sys
 import pytest
 
 from wsl_d2.engine import cluster, main
-from wsl_d2.engine.agreement import LostProcessError
 from wsl_d2.engine.cluster import ClusterJob, submit, without_cluster_options
 from wsl_d2.engine.signals import Stopped
-from wsl_d2.errors import ConfigError
+from wsl_d2.errors import ConfigError, LostProcessError
 
 
 @pytest.mark.parametrize(

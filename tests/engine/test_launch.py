@@ -14,11 +14,10 @@ from processes import in_processes
 from torch.multiprocessing import ProcessRaisedException
 
 from wsl_d2.engine import launch
-from wsl_d2.engine.agreement import LostProcessError
 from wsl_d2.engine.arguments import add_arguments
 from wsl_d2.engine.launch import start
 from wsl_d2.engine.main import run
-from wsl_d2.errors import ConfigError, UserError
+from wsl_d2.errors import ConfigError, LostProcessError, UserError
 
 ARGS = argparse.Namespace(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
 

@@ -20,16 +20,12 @@ import torch.distributed as dist
 from detectron2.utils import comm
 
 from wsl_d2.engine.signals import handle
-from wsl_d2.errors import UserError
+from wsl_d2.errors import LostProcessError, UserError
 
 _LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|peer|socket|NCCL", re.IGNORECASE)
 _SOURCE = re.compile(r"^\[\S+:\d+\] ")  # the line of gloo's source, before its message
 _SECONDS_TO_ANSWER = 5.0  # of the other processes, once a collective has failed in this one
 _SECONDS_TO_END = 30.0  # for the rest after that, such as a checkpoint that is being written
-
-
-class LostProcessError(UserError, RuntimeError):
-    """Other processes of the run have died or hang."""
 
 
 class Agreement:

@@ -12,12 +12,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from wsl_d2.config import load_config
-from wsl_d2.engine.agreement import LostProcessError
 from wsl_d2.engine.arguments import add_arguments
-from wsl_d2.engine.folder import begin_folder, lock_folder
 from wsl_d2.engine.signals import REQUEUE_SIGNALS, STOP_SIGNALS, Stopped, stop_at_once
-from wsl_d2.errors import ConfigError, UserError
+from wsl_d2.errors import ConfigError, LostProcessError, UserError
 from wsl_d2.jobs import check_cluster, open_executor, submitting
 
 _SIGNAL_DELAY_S = 120  # SIGUSR2 to every process so long before the time limit
@@ -92,7 +89,7 @@ class ClusterJob:
             submitit.helpers.TorchDistributedEnvironment().export(overwrite=True)
             parser = argparse.ArgumentParser()
             add_arguments(parser)
-            from wsl_d2.engine.main import run  # reads datasets, which studies do not
+            from wsl_d2.engine.main import run
 
             run(parser.parse_args(self.arguments))
 
@@ -179,6 +176,9 @@ def submit_run(args, arguments: list[str]):
     Raises:
         ConfigError: see :func:`submit` and :func:`wsl_d2.engine.folder.begin_folder`.
     """
+    from wsl_d2.config import load_config  # with Detectron2, which studies need not
+    from wsl_d2.engine.folder import begin_folder, lock_folder
+
     output = load_config(args.config_file, args.opts).OUTPUT_DIR
     arguments, parameters = without_cluster_options(arguments), dict(args.cluster_parameter)
     with lock_folder(output):

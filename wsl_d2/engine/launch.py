@@ -22,9 +22,9 @@ from detectron2.engine.launch import _distributed_worker, launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from wsl_d2.engine.agreement import LostProcessError, reason_of_loss
+from wsl_d2.engine.agreement import reason_of_loss
 from wsl_d2.engine.signals import INTERRUPTED_EXIT_CODE, REQUEUE_EXIT_CODE, STOP_SIGNALS, Stopped, handle
-from wsl_d2.errors import ConfigError, UserError
+from wsl_d2.errors import ConfigError, LostProcessError, UserError
 
 _OWN_ERROR = re.compile(r"^wsl_d2\.[\w.]+Error: ", re.MULTILINE)
 _TORCHRUN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}

@@ -1,4 +1,4 @@
-"""One image of a detection dataset, as detectors see it."""
+"""One image of a detection dataset, as detectors see it. Pages show some: Detectron2 is imported when one is read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
-from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from wsl_d2.data.read.decode import exif_orientation, has_16_bits, to_8_bits, upright
@@ -21,6 +19,8 @@ def as_8_bits(path: str | Path) -> Iterator[str]:
 
     Detectron2's reader clips 16-bit values at 255, which is white.
     """
+    from detectron2.utils.file_io import PathManager
+
     pixels = None
     with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
         if has_16_bits(image):
@@ -41,5 +41,7 @@ def read_detection_image(path: str | Path, input_format: str = "RGB") -> np.ndar
     Raises:
         OSError: the file is missing or no image.
     """
+    from detectron2.data.detection_utils import read_image
+
     with as_8_bits(path) as readable:
         return read_image(readable, format=input_format)
