@@ -4,27 +4,25 @@ import inspect
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
+
+from forks import fork, new_log, read_log
 
 from wsl_d2.cli.main import VERBS
 
+_COMMAND = "import sys; from wsl_d2.cli.main import main; sys.exit(main())"
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def wsl_d2(*arguments, code=0, cwd=ROOT, **environment) -> str:
     """Runs `wsl-d2` in a process of its own, checks its exit status, and returns what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "wsl_d2", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | {name: str(value) for name, value in environment.items()},
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout + done.stderr
+    log, environ = new_log(), os.environ | {name: str(value) for name, value in environment.items()}
+    process = fork(_COMMAND, ["wsl-d2", *map(str, arguments)], environ, log, cwd)
+    process.join()
+    printed, errors = read_log(log, "stdout"), read_log(log, "stderr")
+    assert process.exitcode == code, printed + errors
+    assert "Traceback" not in errors, errors
+    return printed + errors
 
 
 def examples_of_help():

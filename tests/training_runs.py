@@ -1,21 +1,17 @@
 """Runs of tools/train_net.py on a toy dataset, each in its own process; and what they leave behind."""
 
-import ctypes
-import itertools
 import json
-import multiprocessing
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 
 import torch
+from forks import fork, new_log, read_log
 
 ROOT = Path(__file__).parents[1]
 OPTS = {
@@ -65,32 +61,6 @@ def run_command_line():
     sys.exit(main(["train", *sys.argv[1:]]))
 
 """
-_FORKS = multiprocessing.get_context("forkserver")
-_logs = tempfile.TemporaryDirectory(prefix="runs-")
-_numbers = itertools.count()
-
-
-def _preload() -> None:
-    """Starts the server whose forks are the runs: it imports torch and the rest once for all."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    _FORKS.set_forkserver_preload(["wsl_d2.engine.main", "wsl_d2.evaluation", "wsl_d2.cli.main"])
-    forkserver.ensure_running()
-    os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
-
-
-def _in_fork(arguments: list[str], environ: dict, log: str, script: str, namespace: str) -> None:
-    if namespace:
-        with open(f"/run/netns/{namespace}") as file:
-            assert ctypes.CDLL(None).setns(file.fileno(), 0) == 0, namespace
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(f"{log}.{name}", os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
-    os.environ.clear()
-    os.environ.update(environ)
-    sys.argv = arguments
-    multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a run of its own
-    torch.set_num_threads(1)
-    exec(compile(script, "faulty_train_net.py", "exec"), {"__name__": "__main__"})
 
 
 class Run:
@@ -107,7 +77,7 @@ class Run:
     def __init__(
         self, datasets, output, *, script="", launcher=None, environ=None, namespace="", own_group=False, **kwargs
     ):
-        self.log = os.path.join(_logs.name, str(next(_numbers)))
+        self.log = new_log()
         everything = environment(datasets) | (environ or {})
         arguments = command(output, launcher=launcher or (), **kwargs)
         if launcher:
@@ -120,10 +90,8 @@ class Run:
                     arguments, env=everything, stdout=out, stderr=err, start_new_session=own_group
                 )
         else:
-            _preload()
             script = script or f"{_RUN}run_command_line()"
-            self.process = _FORKS.Process(target=_in_fork, args=(arguments, everything, self.log, script, namespace))
-            self.process.start()
+            self.process = fork(script, arguments, everything, self.log, namespace=namespace)
 
     @property
     def pid(self) -> int:
@@ -144,17 +112,13 @@ class Run:
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def _read(self, name: str) -> str:
-        path = Path(f"{self.log}.{name}")
-        return path.read_text() if path.exists() else ""
-
     @property
     def stdout(self) -> str:
-        return self._read("stdout")
+        return read_log(self.log, "stdout")
 
     @property
     def stderr(self) -> str:
-        return self._read("stderr")
+        return read_log(self.log, "stderr")
 
     @property
     def output(self) -> str:
