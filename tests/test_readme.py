@@ -11,10 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import draw_front_page
 import pyarrow
 import pytest
 import torch
 import torchvision
+import write_tables
 from command_line import commands_of, wsl_d2
 from pyarrow import parquet
 from toy_data import jpeg
@@ -53,12 +55,13 @@ def test_the_shard_example_runs_as_pasted(tmp_path, monkeypatch):
     assert len(dataset) == 1 and dataset.num_labels > 900
 
 
-def test_tables_are_what_their_commands_print():
-    subprocess.run([sys.executable, "tools/write_tables.py", "--check", *DOCUMENTS], cwd=ROOT, check=True)
+def test_tables_are_what_their_commands_print(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    write_tables.main(["--check", *(str(ROOT / document) for document in DOCUMENTS)])
 
 
 def test_the_picture_shows_the_records():
-    subprocess.run([sys.executable, "tools/draw_front_page.py", "--check"], cwd=ROOT, check=True)
+    draw_front_page.main(["--check"])
 
 
 def test_wsl_weights_in_a_detector_as_pasted(tmp_path):

@@ -98,10 +98,10 @@ def draw(theme: str, samples: list[tuple[np.ndarray, list[str]]], comparison: di
     return buffer.getvalue()
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
-    if parser.parse_args().check:
+    if parser.parse_args(arguments).check:
         for theme in COLORS:
             if sha256_of(RECORDS) not in path_of(theme).read_text():
                 sys.exit(f"error: {path_of(theme)} shows other records; run tools/draw_front_page.py")

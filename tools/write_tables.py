@@ -50,11 +50,11 @@ def print_table(command: str) -> str:
     return text.rstrip("\n")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="Markdown files")
     parser.add_argument("--check", action="store_true", help="write nothing")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     args.files = [file.resolve() for file in args.files]
     os.chdir(ROOT)
     for file in args.files:

@@ -56,7 +56,7 @@ def kill_until_finished(datasets, output, seed: int, launcher=None, longest=1.6,
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("kills", [8, pytest.param(180, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [4, pytest.param(180, marks=pytest.mark.long)])
 def test_no_kill_loses_a_checkpoint_or_changes_a_number(datasets, whole_run, tmp_path, kills, survived):
     behind: list[int] = []
 
