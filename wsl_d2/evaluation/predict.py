@@ -22,6 +22,7 @@ from wsl_d2.data.read.catalog import register_datasets
 from wsl_d2.data.read.detection_image import read_detection_image
 from wsl_d2.errors import UserError
 from wsl_d2.files import write_atomically
+from wsl_d2.modeling import is_hashtag_classifier
 
 
 def open_run(run: str | Path, device: str | None = None, opts: Sequence[str] = ()) -> DefaultPredictor:
@@ -46,7 +47,7 @@ def open_run(run: str | Path, device: str | None = None, opts: Sequence[str] = (
         if not checkpoints:
             raise UserError(f"{run} holds no checkpoint model_*.pth; has the training saved one?")
         weights = checkpoints[-1]
-    if cfg.MODEL.META_ARCHITECTURE == "HashtagClassifier":
+    if is_hashtag_classifier(cfg):
         raise UserError(f"{run} is a pretraining; predict draws the objects that a detector finds.")
     cfg.MODEL.WEIGHTS = str(weights)
     if device:
