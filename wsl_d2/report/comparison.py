@@ -11,7 +11,7 @@ from wsl_d2.analysis.records import RunError, read_metrics
 from wsl_d2.files import write_atomically
 from wsl_d2.report.page import escape, page, panels, paragraph, table
 from wsl_d2.report.pictures import SCORE_SHOWN, picture_rows
-from wsl_d2.report.plots import IOU_NAMES, plot_classes, plot_curves, plot_errors, plot_gains, plot_precision
+from wsl_d2.report.plots import IOU_NAMES, plot_curves, plot_errors, plot_gains, plot_groups, plot_precision
 
 _FEW_OBJECTS = 30
 _WITHOUT = {"APs": "no small objects", "APm": "no medium objects", "APl": "no large objects"}
@@ -196,13 +196,16 @@ def _classes_and_errors(comparison: dict) -> list[str]:
             header = ["difference of dAP", *(f"{_about(row)}, {IOU_NAMES[iou_type]}" for row, iou_type in columns)]
             parts.append(table(header, rows))
     xlabel = f"gain in {IOU_NAMES[main]} AP, points"
-    plots = [plot_classes(row[main]["classes"], _about(row), xlabel, _FEW_OBJECTS) for row in gains]
-    if plots:
-        caption = (
-            f"In brackets the number of objects; grey: fewer than {_FEW_OBJECTS}. Filled: p < 0.05 after Holm’s "
-            "correction for the number of classes."
-        )
-        parts += ["<h2>Gains by class</h2>", panels(plots, caption)]
+    caption = (
+        f"In brackets the number of objects; grey: fewer than {_FEW_OBJECTS}. Filled: p < 0.05 after Holm’s "
+        "correction for their number."
+    )
+    for kind, name in (("supercategories", "supercategory"), ("classes", "class")):
+        plots = [
+            plot_groups(row[main][kind], name, _about(row), xlabel, _FEW_OBJECTS) for row in gains if kind in row[main]
+        ]
+        if plots:
+            parts += [f"<h2>Gains by {name}</h2>", panels(plots, caption)]
     return parts
 
 
