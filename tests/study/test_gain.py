@@ -162,6 +162,33 @@ def test_weights_of_different_architectures_are_not_compared(data, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"architecture": "resnext50_32x4d"},
+        {"architecture": "resnext50_32x4d", "candidate": ("scratch", "scratch")},
+    ],
+)
+def test_weights_of_another_architecture_than_asked_for_are_refused_before_anything_is_written(data, tmp_path, changes):
+    message = (
+        "imagenet: .*bgr.pth holds a backbone of resnext26_8x4d, and resnext50_32x4d is to be trained; give weights of "
+        "resnext50_32x4d, or --architecture resnext26_8x4d with weights of it"
+    )
+    with pytest.raises(ConfigError, match=message):
+        prepare(question(data, **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_without_a_known_architecture_do_not_fill_that_of_the_config(data, tmp_path):
+    tensors = torch.load(data / "rgb.pth", weights_only=True)["model"]
+    torch.save({"model": {name: tensor for name, tensor in tensors.items() if ".1." not in name}}, tmp_path / "a.pth")
+    with pytest.raises(ConfigError, match="a.pth holds a backbone of no known ResNeXt, and resnext26_8x4d is to be"):
+        prepare(
+            question(data, candidate=("wsl", str(tmp_path / "a.pth")), baseline=("scratch", "scratch")),
+            tmp_path / "out",
+        )
+
+
+@pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
         ({"candidate": ("wsl", "absent.pth")}, MissingFileError, "no weight file .*absent.pth"),

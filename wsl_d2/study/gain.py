@@ -16,6 +16,7 @@ import json
 import math
 import os
 import random
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,6 +198,7 @@ def prepare(question: Question, output: str | Path) -> GainStudy:
         raise ConfigError("the weights do not tell their architecture; name it by --architecture, or by --config-file.")
     if architecture and architecture not in RESNEXT_ARCHITECTURES:
         raise ConfigError(f"unknown architecture {architecture!r}; choose one of {', '.join(RESNEXT_ARCHITECTURES)}.")
+    _check_architecture(files, architecture or re.sub("^build_|(_fpn)?_backbone$", "", cfg.MODEL.BACKBONE.NAME))
     batch = question.batch_size or cfg.SOLVER.IMS_PER_BATCH
     usual = cfg.SOLVER.BASE_LR * batch / cfg.SOLVER.IMS_PER_BATCH
     total = question.budget * max(_LEAST_IMAGES, _EPOCHS * len(train.imgs))
@@ -359,6 +361,18 @@ def _shared_architecture(files: Mapping[str, WeightFile | None]) -> str | None:
         sides = ", ".join(f"{side} of {name or 'no known ResNeXt'}" for side, name in found.items())
         raise ConfigError(f"the weights are of different architectures ({sides}); compare weights of one.")
     return next(iter(found.values()), None)
+
+
+def _check_architecture(files: Mapping[str, WeightFile | None], architecture: str) -> None:
+    """Refuses weights that do not fill the backbone; those of a config's own builder are checked when it is built."""
+    for side, file in files.items():
+        found = architecture_of(file.backbone().tensors) if file else architecture
+        if architecture in RESNEXT_ARCHITECTURES and found != architecture:
+            choose = f", or --architecture {found} with weights of it on both sides" if found else ""
+            raise ConfigError(
+                f"{side}: {file and file.path} holds a backbone of {found or 'no known ResNeXt'}, and {architecture} "
+                f"is to be trained; give weights of {architecture}{choose}."
+            )
 
 
 def _initialization(file: WeightFile | None, cfg: CfgNode, num_gpus: int) -> dict:
