@@ -488,6 +488,22 @@ def test_models_that_timm_does_not_have(timm):
     assert not PathManager.exists("timm://resnext50_32x4d.a1") and not PathManager.exists("timm://vit_tiny.in1k")
 
 
+def test_timm_without_a_network(timm, monkeypatch):
+    def fails(name, pretrained):
+        raise OSError("An error happened while trying to locate the file on the Hub")
+
+    monkeypatch.setattr(timm, "create_model", fails)
+    with pytest.raises(
+        DownloadError, match="timm://toy.in1k could not be downloaded: .*on the Hub.*without one .*path"
+    ):
+        PathManager.get_local_path("timm://toy.in1k")
+
+
+def test_an_address_that_does_not_answer():
+    with pytest.raises(DownloadError, match="http://127.0.0.1:9/a.pth could not be downloaded: .*without one .*path"):
+        WeightFile.read("http://127.0.0.1:9/a.pth")
+
+
 def test_models_of_timm_that_are_no_plain_resnets(timm, cache):
     timm.models["blurred"] = toy_network(BlurredNetwork)
     with pytest.raises(IncompleteLoadError, match="computes something else"):

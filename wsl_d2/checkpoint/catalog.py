@@ -32,7 +32,7 @@ from ..files import cache_folder, sha256_of
 from ..modeling.resnext import RESNEXT_ARCHITECTURES, TRUNKS, ResNeXtArchitecture, describe_resnext
 from ..version import __version__
 from .convert import Shape, make_network
-from .download import DownloadError, describe_mismatch, download, fetch_text
+from .download import DownloadError, describe_failure, describe_mismatch, download, fetch_text
 from .naming import shorten
 from .weight_file import (
     TORCHVISION_STATISTICS,
@@ -202,6 +202,8 @@ class TimmHandler(WeightsHandler):
                     raise MissingFileError(
                         f"no weights {self.PREFIX}{name} ({e}); known: {shorten(_plain_models(timm), limit=100)}"
                     ) from e
+                except OSError as e:  # of the libraries that timm downloads by
+                    raise DownloadError(describe_failure(self.PREFIX + name, e)) from e
                 _convert_timm(model, self.PREFIX + name, path)
         return path
 

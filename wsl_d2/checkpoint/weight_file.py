@@ -21,6 +21,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..errors import MissingPackageError, UserError
 from ..files import open_atomically
+from .download import DownloadError, describe_failure
 from .naming import (
     convert_name,
     describe_unknown,
@@ -236,7 +237,12 @@ class WeightFile:
             MissingFileError: there is no such file.
             DownloadError: it cannot be had.
         """
-        local_path = PathManager.get_local_path(path)
+        try:
+            local_path = PathManager.get_local_path(path)
+        except OSError as e:
+            if isinstance(e, UserError) or "://" not in path:
+                raise
+            raise DownloadError(describe_failure(path, getattr(e, "reason", e))) from e
         if not os.path.isfile(local_path):
             raise MissingFileError(f"no weight file {path}")
         return local_path
