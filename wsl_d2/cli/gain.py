@@ -106,7 +106,7 @@ def gain(args: argparse.Namespace) -> None:
         num_gpus=torch.cuda.device_count() if args.num_gpus is None else args.num_gpus,
         overrides=tuple(text for pair in args.set for text in pair),
     )
-    study = prepare(question, args.output)
+    study = prepare(question, args.output, args.plan)
     print("\n".join(study.lines), flush=True)
     chosen = dict.fromkeys(question.sides, study.rates[0])
     if len(study.rates) > 1:
