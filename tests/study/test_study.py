@@ -9,7 +9,7 @@ from command_line import wsl_d2
 from wsl_d2.analysis.records import RunError
 from wsl_d2.cli.main import build_parser
 from wsl_d2.report.study import analyse, format_text, write_report
-from wsl_d2.study.runner import describe_plan, run_locally, run_on_cluster
+from wsl_d2.study.runner import describe_plan, format_duration, run_locally, run_on_cluster
 from wsl_d2.study.study import Study, StudyError
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +100,29 @@ def test_runs_once_and_reads_back(toy):
     assert small["prediction"]["x"] == 10000 and small["prediction"]["value"] == pytest.approx(4.05)
     assert levels["paired_by"] == ["n", "seed"] and levels["levels"][1]["difference"] == pytest.approx(2)
     assert "per tenfold n" in format_text(study, [scaling, levels])
+
+
+def test_the_plan_is_a_table_with_a_total_whose_columns_stay_apart(toy):
+    toy.write_text(
+        toy.read_text().replace("seconds: 1\n", "seconds: 59\n").replace("seconds: 3\n", "seconds: 8.9e+5\n")
+    )
+    study = Study.load(toy)
+    _, head, data, fit, total, about = describe_plan(study, study.cells(toy.parent / "out"), 2).splitlines()
+    assert head.split() == ["stage", "runs", "finished", "each", "left"]
+    assert data.split() == ["data", "3", "0", "0:59", "2:57"]
+    assert fit.split("  ")[0] == "fit" and [column.strip() for column in fit[3:].split("  ") if column.strip()] == [
+        *("12", "0", "10.3 days", "123.6 days")
+    ]
+    assert total.split() == ["total", "15", "0", "123.6", "days"] and about.startswith("about 61.8 days left with 2")
+    assert len({len(line) for line in (head, data, fit, total)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(5, "0:05"), (3599, "59:59"), (3600, "1:00:00"), (172_799, "47:59:59"), (172_800, "2.0 days")],
+)
+def test_durations(seconds, text):
+    assert format_duration(seconds) == text
 
 
 def test_runs_share_the_cores_of_a_job_and_not_of_its_machine(toy, monkeypatch):
