@@ -204,7 +204,11 @@ def test_the_commands_of_the_readme_are_understood():
     assert len(commands) == 3
     for command in commands:
         args = build_parser().parse_args(shlex.split(command, comments=True)[1:])
-        assert str(args.output if "gain" in command.split()[:2] else args.annotations) in ("gain", "train.json")
+        assert str(args.output if "gain" in command.split()[:2] else args.annotations) in (
+            "gain",
+            "gain_wsl",
+            "train.json",
+        )
 
 
 @pytest.mark.slow
