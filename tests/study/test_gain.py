@@ -238,10 +238,12 @@ def test_both_sets_need_the_same_categories(data, tmp_path):
         prepare(question(data, val=tmp_path / "val.json"), tmp_path / "out")
 
 
-def test_a_folder_is_of_one_question(data, tmp_path):
+def test_a_folder_is_of_one_question_once_a_training_has_begun(data, tmp_path):
+    prepare(question(data, iterations=5), tmp_path / "out")
     prepare(question(data), tmp_path / "out")
+    (tmp_path / "out" / "sweep").mkdir()
     prepare(question(data, rates=(0.1,)), tmp_path / "out")
-    with pytest.raises(UserError, match="holds a comparison of pretrainings with iterations 2, and this one has 3"):
+    with pytest.raises(UserError, match=r"holds a comparison that was .* \(iterations 2, now 3\)"):
         prepare(question(data, iterations=3), tmp_path / "out")
 
 
@@ -251,7 +253,11 @@ def test_the_commands_of_the_readme_are_understood():
     assert len(commands) == 3
     for command in commands:
         args = build_parser().parse_args(shlex.split(command, comments=True)[1:])
-        assert str(args.output if "gain" in command.split()[:2] else args.annotations) in ("gain", "train.json")
+        assert str(args.output if "gain" in command.split()[:2] else args.annotations) in (
+            "gain",
+            "gain_wsl",
+            "train.json",
+        )
 
 
 @pytest.mark.slow
@@ -278,5 +284,7 @@ def test_what_it_is_worth_on_my_dataset_as_pasted_goes_on_where_it_was(data, tmp
     config = yaml.safe_load((output / "detect" / "arm=candidate,seed=0" / "config.yaml").read_text())
     assert config["INPUT"]["FORMAT"] == "RGB" and config["MODEL"]["WEIGHTS"] == str(data / "run" / "backbone.pth")
     again = run(*call, 2)
+    spread = run(*call, 2, "--seed-sd", 0.3)
+    assert "over images and training seeds" in spread
     assert "arm=candidate,seed=1: wsl-d2 train" in again and "arm=candidate,seed=0: wsl-d2 train" not in again
     assert "lr=0.001: wsl-d2 train" not in again and "2 runs each" in again

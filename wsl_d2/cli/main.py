@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -92,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # tells of CUDA_HOME where no GPU is
     signal.signal(signal.SIGINT, signal.default_int_handler)
     args = None
     try:

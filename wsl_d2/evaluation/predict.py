@@ -39,7 +39,9 @@ def open_run(run: str | Path, device: str | None = None, opts: Sequence[str] = (
     run = Path(run)
     config = run / "config.yaml"
     if not config.is_file():
-        raise UserError(f"{config} does not exist; give the OUTPUT_DIR of a training.")
+        inner = [str(path.parent) for path in sorted(run.glob("*/*/config.yaml"))][:3]
+        example = f", such as {', '.join(inner)}" if inner else ""
+        raise UserError(f"{config} does not exist; give the OUTPUT_DIR of a training{example}.")
     cfg = load_config(str(config), list(opts))
     weights = run / "model_final.pth"
     if not weights.is_file():

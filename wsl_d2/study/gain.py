@@ -138,13 +138,19 @@ class GainStudy:
         """
         return Study.load(self.sweep).read_results(self.output / "sweep")
 
-    def write_study(self, rates: Mapping[str, float], num_seeds: int) -> Path:
-        """Writes and returns the study of both sides with the rates that were chosen for them."""
+    def write_study(self, rates: Mapping[str, float], num_seeds: int, seed_sd: float | None = None) -> Path:
+        """Writes and returns the study of both sides with the rates that were chosen for them.
+
+        Args:
+            rates: side -> learning rate.
+            num_seeds: trainings of each side.
+            seed_sd: see :func:`wsl_d2.analysis.compare_runs`.
+        """
         axes = {
             "arm": {side: ["SOLVER.BASE_LR", rates[side]] for side in self.question.sides},
             "seed": list(range(num_seeds)),
         }
-        report = {
+        report: dict = {
             "kind": "comparison",
             "stage": "detect",
             "arms": "arm",
@@ -152,6 +158,8 @@ class GainStudy:
             "ground_truth": _literal(self.question.val.resolve()),
             "images": _literal(self.question.val_images.resolve()),
         }
+        if seed_sd is not None:
+            report["seed_sd"] = seed_sd
         title = f"What {self.question.candidate[0]} adds to {self.question.baseline[0]} on {self.question.val.name}"
         return self._write(self.output / "gain.yaml", title, axes, ["SEED", "{seed}", "@arm"], [report], {})
 
@@ -214,7 +222,9 @@ def prepare(question: Question, output: str | Path, is_plan: bool = False) -> Ga
         if name != "rates"
     }
     digests = {f"SHA-256 of {path.name}": sha256_of(path) for path in (question.train, question.val)}
-    claim_folder(output, described | digests, "comparison of pretrainings")
+    claim_folder(
+        output, described | digests, "comparison", work=["sweep", "detect"], stages=["sweep.yaml", "gain.yaml"]
+    )
 
     numbers = sorted(train.imgs)
     held_out = set(random.Random(0).sample(numbers, max(1, round(_HELD_OUT * len(numbers)))))

@@ -232,6 +232,9 @@ def test_a_run_has_all_its_datasets_checked(registered, tmp_path, monkeypatch):
     with pytest.raises(FaultsError, match="no dataset 'absent' is registered"):
         check_run(config(DATASETS__TRAIN=("absent",)))
     assert len(check_run(registered, evaluation_alone=True)) == 1
+    (tmp_path / "val" / "objects.json").unlink()
+    with pytest.raises(FaultsError, match="cannot be read: No such file .* folder that DETECTRON2_DATASETS names"):
+        check_run(registered)
 
 
 def test_the_command_prints_a_table_and_exits_with_2_on_errors(tmp_path):
