@@ -1,13 +1,18 @@
 """Study files: what they plan, what they refuse, that finished runs are kept, and what the report says."""
 
+import contextlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from command_line import wsl_d2
 
 from wsl_d2.analysis.records import RunError
-from wsl_d2.cli.main import build_parser
+from wsl_d2.cli.main import VERBS, build_parser
 from wsl_d2.report.study import analyse, format_text, write_report
 from wsl_d2.study.runner import describe_plan, format_duration, run_locally, run_on_cluster
 from wsl_d2.study.study import Study, StudyError
@@ -145,6 +150,57 @@ def test_what_is_missing_is_run_again_and_failures_are_named(toy):
     (toy.parent / "tool.py").write_text("")
     with pytest.raises(StudyError, match="status 0 but without"):
         run(toy)
+
+
+TRAINING = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1]).parent
+def save(*_):
+    (folder / "saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+(folder / "begun").touch()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        signal.SIGHUP,
+        *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGUSR1, signal.SIGINT)),
+    ],
+)
+def test_a_signal_to_a_study_lets_its_trainings_save_and_leaves_no_process(toy, number):
+    (toy.parent / "tool.py").write_text(TRAINING)
+    command = [sys.executable, "-m", "wsl_d2", "study", toy, "--output", toy.parent / "out", "--jobs", "2"]
+    process = subprocess.Popen(
+        command, cwd=toy.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        while len(list(toy.parent.rglob("begun"))) < 2:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == (130 if number == signal.SIGINT else 75), errors
+    assert errors.strip() == "wsl-d2 study: stopped; finished runs are kept, and the same command goes on."
+    assert len(list(toy.parent.rglob("saved"))) == 2 and not processes_with(str(toy.parent))
+
+
+def processes_with(text):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [line] if text in (line := path.read_bytes().decode(errors="replace")) else []
+    return found
+
+
+def test_every_verb_that_starts_runs_stops_them():
+    assert all(VERBS[name].starts_runs for name in ("study", "demo", "gain", "pretrain"))
 
 
 def test_unfinished_studies_and_other_commands_are_refused(toy):

@@ -121,4 +121,4 @@ def gain(args: argparse.Namespace) -> None:
     run_study(study.write_study(chosen, args.seeds, args.seed_sd), study.output, args)
 
 
-GAIN = Verb(gain, _arguments, "finished runs are kept, and the same command goes on", extra="all")
+GAIN = Verb(gain, _arguments, "finished runs are kept, and the same command goes on", extra="all", starts_runs=True)

@@ -26,12 +26,14 @@ class Verb:
         arguments: adds its arguments to a parser.
         kept: what is there after Ctrl-C.
         extra: extras of the package (pyproject.toml) that install what it imports, as pip takes them.
+        starts_runs: whether it starts trainings of its own, which are to save when a signal such as SIGTERM ends it.
     """
 
     run: Callable[[argparse.Namespace], int | None]
     arguments: Callable[[argparse.ArgumentParser], None]
     kept: str = "nothing was changed"
     extra: str = "pretrain"
+    starts_runs: bool = False
 
     @property
     def summary(self) -> str:

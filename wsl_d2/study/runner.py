@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wsl_d2.engine.cluster import make_executor, on_cluster
+from wsl_d2.engine.signals import Stopped
 from wsl_d2.files import write_atomically
 from wsl_d2.jobs import queued_jobs, submitting
 from wsl_d2.study.study import Cell, Study, StudyError
@@ -65,7 +66,7 @@ def run_locally(
     Raises:
         StudyError: a run failed, or ended without its result; the message has the last line of its log. The others are
             stopped.
-        KeyboardInterrupt: after the running ones were asked to stop.
+        KeyboardInterrupt, Stopped: after the running ones were asked to stop, and did.
     """
     done = {cell.name for cell in cells if cell.is_finished()}
     everything = list(cells)
@@ -216,7 +217,7 @@ def run_on_cluster(
 
         try:
             failed = _wait_for(missing, at_work, say)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             if cluster == "slurm":
                 numbers = sorted({ids[cell.name].split("_")[0] for cell in missing})
                 say(f"the jobs run on; the same command waits for them again, `scancel {' '.join(numbers)}` ends them")
