@@ -77,7 +77,7 @@ def _add(commands, name: str, verb: Verb) -> None:
     summary = verb.summary[0].lower() + verb.summary[1:]
     parser = commands.add_parser(name, help=summary, description=(verb.run.__doc__ or "").strip())
     verb.arguments(parser)
-    parser.set_defaults(verb=verb, prog=parser.prog)
+    parser.set_defaults(verb=verb, prog=parser.prog, parser=parser)
 
 
 # Warnings of libraries about each other, of which a user of this command can change nothing.
