@@ -176,6 +176,7 @@ def verify(args: argparse.Namespace) -> int:
     for report in [report for report in reports if report.problem][:_SHOWN]:
         print(f"{report.name}: {report.problem}{', ' + report.detail if report.detail else ''}")
     if not summary["problems"] and not summary["damaged_images"]:
+        print("no damage")
         return 0
     print(f"{args.report} lists all of them")
     return 2
@@ -219,7 +220,11 @@ def check(args: argparse.Namespace) -> int:
         print(f"{'error' if finding.is_error else 'warning':>9}  {finding}")
     for line in checked.errors:
         print(f"{args.prog}: {line}", file=sys.stderr)
-    return 2 if checked.errors else 0
+    if checked.errors:
+        return 2
+    number = len(checked.warnings)
+    print(f"no errors, {number or 'no'} warning{'' if number == 1 else 's'}")
+    return 0
 
 
 def _view_arguments(parser: argparse.ArgumentParser) -> None:

@@ -245,7 +245,10 @@ def test_the_command_prints_a_table_and_exits_with_2_on_errors(tmp_path):
     assert "  warning  3 of 3 image files are in" in output
     keys = ["--config-file", "Base-RCNN-FPN.yaml", "--set", "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
     good = write(tmp_path / "good", good_world())
-    assert "error" not in wsl_d2("data", "check", good, good.parent, *keys)
+    output = wsl_d2("data", "check", good, good.parent, *keys)
+    assert output.count("error") == 1 and output.splitlines()[-1] == "no errors, no warnings"
+    output = wsl_d2("data", "check", good, good.parent, "--train", good)
+    assert output.splitlines()[-1].startswith("no errors, 1 warning")
 
 
 def train(*opts, code=2):
