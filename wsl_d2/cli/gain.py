@@ -107,7 +107,7 @@ def gain(args: argparse.Namespace) -> None:
         num_gpus=torch.cuda.device_count() if args.num_gpus is None else args.num_gpus,
         overrides=tuple(text for pair in args.set for text in pair),
     )
-    study = prepare(question, args.output)
+    study = prepare(question, args.output, args.plan)
     print("\n".join(study.lines), flush=True)
     chosen = dict.fromkeys(question.sides, study.rates[0])
     if len(study.rates) > 1:
@@ -121,4 +121,4 @@ def gain(args: argparse.Namespace) -> None:
     run_study(study.write_study(chosen, args.seeds, args.seed_sd), study.output, args)
 
 
-GAIN = Verb(gain, _arguments, "finished runs are kept, and the same command goes on", extra="all")
+GAIN = Verb(gain, _arguments, "finished runs are kept, and the same command goes on", extra="all", starts_runs=True)
