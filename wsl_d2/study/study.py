@@ -228,7 +228,7 @@ class Study:
             refuse(f"labels: {unknown[0]!r} is no axis or result; there are {_list([*self.axes, *self.results])}.")
         for item in self.report:
             kind = item.get("kind")
-            allowed = _REPORT_KEYS.get(kind, set())
+            allowed = _REPORT_KEYS.get(str(kind), set())
             if not allowed - _OPTIONAL_KEYS <= item.keys() <= allowed:
                 refuse(
                     f"report {item}: kind is one of "
