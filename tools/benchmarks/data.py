@@ -28,7 +28,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
 from wsl_d2.data.read.mapper import HashtagMapper, sample_crop
-from wsl_d2.data.write.shrink import Shrinking, shrink
+from wsl_d2.data.read.shrink import Shrinking, shrink
 
 SIZES = ((500, 375), (1080, 1080))
 CROP = 224

@@ -28,7 +28,7 @@ def _add_shrinking(parser: argparse.ArgumentParser) -> None:
 
 
 def _shrinking_of(args: argparse.Namespace):
-    from wsl_d2.data.write.shrink import Shrinking
+    from wsl_d2.data.read.shrink import Shrinking
 
     return Shrinking(args.short_side, args.quality)
 

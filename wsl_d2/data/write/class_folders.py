@@ -21,9 +21,9 @@ import numpy as np
 
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS
 from wsl_d2.data.read.decode import DamagedImageError, open_image
+from wsl_d2.data.read.shrink import UNCHANGED, Shrinking, shrink
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.runner import Workers
-from wsl_d2.data.write.shrink import UNCHANGED, Shrinking, shrink
 from wsl_d2.data.write.source import claim_folder, finish_store
 from wsl_d2.data.write.writer import Sample, ShardPart, Writing, load_image, write_dataset
 from wsl_d2.errors import ShardError

@@ -15,11 +15,11 @@ from wsl_d2.data.format.tar import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES
 from wsl_d2.data.posts.readers import detect_post_format, read_posts
 from wsl_d2.data.posts.table_images import TableImages
 from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
+from wsl_d2.data.read.shrink import UNCHANGED, Shrinking, shrink
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.remote import is_url, read_bytes
 from wsl_d2.data.runner import Workers
 from wsl_d2.data.write.class_folders import is_left_by_a_system
-from wsl_d2.data.write.shrink import UNCHANGED, Shrinking, shrink
 from wsl_d2.data.write.source import claim_folder, finish_store
 from wsl_d2.data.write.writer import Sample, SeenKeys, ShardPart, Writing, load_image, write_dataset
 from wsl_d2.errors import ShardError, UserError

@@ -11,7 +11,7 @@ from toy_data import jpeg
 
 from wsl_d2.data import HashtagDataset, ShardError, make_shards
 from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
-from wsl_d2.data.write.shrink import Shrinking, shrink
+from wsl_d2.data.read.shrink import Shrinking, shrink
 from wsl_d2.errors import UserError
 
 PHOTO = load_sample_image("china.jpg")  # 427 x 640
