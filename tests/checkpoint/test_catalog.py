@@ -507,6 +507,12 @@ def test_timm_without_a_network(timm, monkeypatch):
         PathManager.get_local_path("timm://toy.in1k")
 
 
+def test_a_mirror_that_does_not_answer(cache, monkeypatch):
+    monkeypatch.setenv("WSL_D2_WEIGHTS_MIRROR", "http://127.0.0.1:9")
+    with pytest.raises(DownloadError, match=f"^http://127.0.0.1:9/{TOY_FILE} could .*SHA256SUMS: .*{cache / TOY_FILE}"):
+        PathManager.get_local_path(TOY)
+
+
 def test_an_address_that_does_not_answer():
     with pytest.raises(DownloadError, match="http://127.0.0.1:9/a.pth could not be downloaded: .*without one .*path"):
         WeightFile.read("http://127.0.0.1:9/a.pth")

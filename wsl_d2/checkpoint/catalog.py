@@ -365,9 +365,12 @@ def _fetch(folder: Path, file: _PublicFile, mirror: str) -> Path:
         if not digest.startswith(expected):
             raise DownloadError(f"{describe_mismatch(source, original, expected, digest)}. Copy it to the mirror again")
     else:
-        if mirror:
-            expected = _listed_digest(fetch_text(_location(mirror, "SHA256SUMS")), file) or expected
         original = folder / file.name
+        if mirror:
+            try:
+                expected = _listed_digest(fetch_text(_location(mirror, "SHA256SUMS")), file) or expected
+            except DownloadError as e:
+                raise DownloadError(describe_failure(source, f"its {e}", original)) from e
         digest = sha256_of(original) if original.is_file() else ""  # left by a process that was killed
         if not digest.startswith(expected):
             logger.info(f"downloading {source}")

@@ -99,7 +99,7 @@ def fetch_text(url: str, timeout: float = 30.0) -> str | None:
     except urllib.error.HTTPError:
         return None
     except (OSError, HTTPException) as e:
-        raise DownloadError(describe_failure(url, getattr(e, "reason", e))) from e
+        raise DownloadError(f"{url.rpartition('/')[2]}: {getattr(e, 'reason', e)}") from e
 
 
 def describe_mismatch(source: str, path: str | os.PathLike[str], expected: str, digest: str) -> str:
