@@ -181,7 +181,7 @@ def table_of_parts(records: Sequence[dict]) -> str:
 
 
 def _mean_and_sd(cell: dict) -> str:
-    return f"{cell['mean']:.1f}" + (f" ± {cell['sd']:.1f}" if cell["sd"] is not None else "")
+    return f"{cell['mean']:.1f}" + (f"\u00a0±\u00a0{cell['sd']:.1f}" if cell["sd"] is not None else "")
 
 
 def _gain(row: dict | None, iou_type: str) -> str:
