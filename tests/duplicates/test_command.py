@@ -307,6 +307,6 @@ def test_features_are_part_of_the_results(run, folders, monkeypatch):
     (folders / "c.yaml").write_text(cfg.dump())
     model = HashtagClassifier(cfg)
     torch.save({"model": model.state_dict()}, folders / "w.pth")
-    assert "6 pairs" in run(config_file="c.yaml", weights="w.pth")
+    assert "6 pairs" in run(config_file="c.yaml", weights="w.pth", workers=2)
     assert all(float(row["cosine"]) > 0.5 for row in rows(folders / "out" / "pairs.csv"))
     assert "out holds results of other features: config" in run(code=2)
