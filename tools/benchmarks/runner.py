@@ -41,7 +41,7 @@ def run_measured(command: list[str], kill: bool = False) -> Measured:
 
     Args:
         command: behind `wsl-d2`.
-        kill: a process that has worked for four CPU seconds, once.
+        kill: a process that has worked for a CPU second, once.
     """
     mark = f"{_MARK}={uuid.uuid4().hex}"
     mine: dict[int, float] = {}  # process -> CPU seconds
@@ -60,7 +60,7 @@ def run_measured(command: list[str], kill: bool = False) -> Measured:
                         continue
                     fields = (folder / "stat").read_text().rpartition(")")[2].split()
                     mine[process] = (int(fields[11]) + int(fields[12])) / _TICKS
-                    if mine[process] > 4 and kill and any(w in (folder / "cmdline").read_bytes() for w in _WORKERS):
+                    if mine[process] > 1 and kill and any(w in (folder / "cmdline").read_bytes() for w in _WORKERS):
                         os.kill(process, signal.SIGKILL)
                         kill = False
                     lines = (folder / "smaps_rollup").read_text().splitlines()
