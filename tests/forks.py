@@ -1,4 +1,7 @@
-"""Processes that are forked from one that has imported everything, which saves each the seconds of its imports."""
+"""Processes forked from one that has imported the libraries, which saves each the seconds that these take.
+
+The project's own modules are imported by each process: what a command registers and imports is what it does for users.
+"""
 
 import ctypes
 import itertools
@@ -12,6 +15,20 @@ from pathlib import Path
 
 import torch
 
+_LIBRARIES = [
+    "torch.distributed.optim",
+    "torch.utils.tensorboard",
+    "torchvision.transforms.v2",
+    "detectron2.checkpoint",
+    "detectron2.data",
+    "detectron2.engine",
+    "detectron2.evaluation",
+    "detectron2.modeling",
+    "matplotlib.pyplot",
+    "nltk.corpus",
+    "pyarrow.parquet",
+    "scipy.stats",
+]
 _FORKS = multiprocessing.get_context("forkserver")
 _logs = tempfile.TemporaryDirectory(prefix="runs-")
 _numbers = itertools.count()
@@ -40,7 +57,7 @@ def fork(script: str, arguments: list[str], environ: dict, log: str, cwd="", nam
     """
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
-    _FORKS.set_forkserver_preload(["wsl_d2.engine.main", "wsl_d2.evaluation", "wsl_d2.cli.main"])
+    _FORKS.set_forkserver_preload(_LIBRARIES)
     forkserver.ensure_running()
     os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
     process = _FORKS.Process(target=_run, args=(script, arguments, environ, log, cwd or os.getcwd(), namespace))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from command_line import wsl_d2
 
 from wsl_d2.cli.main import main
 from wsl_d2.study.study import Study
@@ -101,7 +102,7 @@ def test_demo_from_rendering_to_the_page(study):
     # A detector that was trained predicts, and all records are kept in one file.
     found = output / "found"
     images = output / "world" / "world=0" / "miniworld" / "detection" / "val"
-    assert main(["predict", str(detection), str(images), "--output", str(found), "--threshold", "0"]) == 0
+    wsl_d2("predict", detection, images, "--output", found, "--threshold", 0)
     assert len(list(found.glob("*.jpg"))) == len(list(images.glob("*.jpg"))) > 0
     assert {row["category"] for row in json.loads((found / "predictions.json").read_text())} <= categories(images)
     assert main(["records", str(output), "--records", str(output / "records.jsonl")]) == 0

@@ -134,8 +134,15 @@ def load_config(config_file: str, opts: list[str]) -> CN:
         opts: KEY VALUE ...
 
     Raises:
-        ConfigError: the file does not exist, or names a key that does not exist or has another type.
+        ConfigError: the file does not exist, or names a key that does not exist or has another type; ``opts`` are no
+            pairs.
     """
+    if options := [word for word in opts if word.startswith("--")]:
+        raise ConfigError(f"{options[0].partition('=')[0]} comes after KEY VALUE pairs; give all options before them.")
+    if len(opts) % 2:
+        raise ConfigError(
+            f"a KEY VALUE pair is incomplete: {opts[-1]} is the last of {len(opts)} words; give pairs such as SEED 1."
+        )
     cfg = get_cfg()
     add_wsl_config(cfg)
     config_file = find_config_file(config_file)

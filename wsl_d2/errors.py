@@ -1,5 +1,16 @@
 """Errors that a user can fix. The command line shows them as one line, without a traceback, and exits with 2."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Returns "; did you mean X?" of the known word that is nearest, "" where none is near; for messages."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
 
 class UserError(Exception):
     """An error that a user can fix; the message names the file or key, the value, what is allowed, and what to do."""

@@ -55,8 +55,9 @@ def coco_document(annotations: Mapping[int, list[dict]], side: int, seed: int) -
         for annotation in annotations[number]:
             rows.append({"id": len(rows) + 1, "image_id": image_id, **annotation})
     concepts = load_concepts()
+    sets = {True: "classes of the clean set", False: "classes known from hashtags alone"}
     categories = [
-        {"id": k, "name": concepts[i].name, "supercategory": concepts[i].keyword.synonyms[0]}
+        {"id": k, "name": concepts[i].name, "supercategory": sets[concepts[i].clean]}
         for k, i in enumerate(detection_concepts(), start=1)
     ]
     info = {

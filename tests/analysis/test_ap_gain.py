@@ -9,7 +9,7 @@ from pycocotools.cocoeval import COCOeval
 from toy_detections import NUM_IMAGES, random_detections, random_keypoints, random_world
 
 from wsl_d2.analysis import METRICS, BootstrapEstimate, bootstrap_ap, gain_between, gain_of, paired_bootstrap
-from wsl_d2.analysis.ap_gain import draw_counts, resampled_ap
+from wsl_d2.analysis.ap_gain import draw_counts, gains_by, resampled_ap
 from wsl_d2.analysis.matches import ClassMatches
 from wsl_d2.coco import CocoError, read_coco
 
@@ -172,3 +172,25 @@ def test_the_interval_covers_a_known_gain_as_often_as_it_says():
         low, high = gain_of([worse], [better])["interval"]
         covered += low <= known <= high
     assert 0.93 <= covered / trials <= 0.97, covered / trials
+
+
+def test_gains_by_supercategory_are_of_the_mean_of_its_classes(tmp_path):
+    contents = random_world(0)
+    for category, name in zip(contents["categories"], ("animal", "animal", "vehicle", "animal"), strict=True):
+        category["supercategory"] = name
+    contents["annotations"] = [a for a in contents["annotations"] if a["category_id"] != 4]  # without an object
+    (tmp_path / "gt.json").write_text(json.dumps(contents))
+    ground_truth, counts = read_coco(tmp_path / "gt.json"), draw_counts(NUM_IMAGES, 50, 0)
+    sides = [[bootstrap_ap(ground_truth, random_detections(contents, 1, jitter=j), "bbox", counts)] for j in (9, 2)]
+    of_class, of_super = (gains_by(kind, *sides) for kind in ("classes", "supercategories"))
+    assert list(of_class) == ["class1", "class2", "class3"] and list(of_super) == ["animal", "vehicle"]
+    animals = [of_class[name] for name in ("class1", "class2")]
+    assert of_super["animal"]["gain"] == pytest.approx(np.mean([row["gain"] for row in animals]))
+    assert of_super["animal"]["num_objects"] == sum(row["num_objects"] for row in animals)
+    assert of_super["vehicle"] | {"p_value_holm": 0} == of_class["class3"] | {"p_value_holm": 0}
+
+
+def test_groups_that_are_all_classes_or_one_are_left_out(world):
+    path, contents = world
+    ap = bootstrap_ap(read_coco(path), random_detections(contents, 1), "bbox", draw_counts(NUM_IMAGES, 2, 0))
+    assert list(ap.groups) == ["classes"]

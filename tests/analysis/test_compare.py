@@ -268,3 +268,20 @@ def test_the_tool_prints_the_table_and_writes_one_self_contained_page(runs):
     comparison = json.loads(text)
     assert "NaN" not in text  # JavaScript and others refuse it
     assert f"{comparison['runs']['wsl']['bbox']['AP']['mean']:.1f}" in page
+
+
+def test_the_table_of_parts_says_where_the_gain_is(runs):
+    contents = json.loads((runs / "gt.json").read_text())
+    for category in contents["categories"]:
+        category["supercategory"] = "odd" if category["id"] % 2 else "even"
+    (runs / "grouped.json").write_text(json.dumps(contents))
+    folders = [word for name in ("imagenet", "wsl") for word in ("--run", f"{name}={runs / name}")]
+    out, rows = runs / "grouped", runs / "grouped.jsonl"
+    call = ["compare", *folders, "--baseline", "imagenet", "--ground-truth", runs / "grouped.json", "--output", out]
+    wsl_d2(*call, "--num-resamples", 20)
+    wsl_d2("records", out, "--records", rows)
+    table = wsl_d2("records", "--records", rows, "--table", "parts").splitlines()
+    assert [line.split(" | ")[1] for line in table[2:]][-2:] == ["odd", "even"] and "small objects" in table[2]
+    gain = json.loads((out / "ap_gain.json").read_text())["gains"][0]["bbox"]["supercategories"]["even"]["gain"]
+    assert f" | {gain:+.1f} [" in table[-1] and table[-1].count("over images") == 2
+    assert "<h2>Gains by supercategory</h2>" in (out / "report.html").read_text()

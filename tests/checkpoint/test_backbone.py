@@ -7,10 +7,12 @@ import pytest
 import torch
 import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.modeling import build_model
+from detectron2.config import get_cfg
+from detectron2.modeling import build_backbone, build_model
 from torch import nn
 from toy_backbones import RGB_STATISTICS, SMALL, fpn_detector_cfg, randomise, small_classifier
 
+from wsl_d2 import add_wsl_config
 from wsl_d2.checkpoint import (
     IncompleteLoadError,
     WeightFile,
@@ -275,8 +277,8 @@ def test_wrong_width(backbone_file):
     assert "\n" not in str(load_fails(backbone_file, wide))
     error = load_fails(backbone_file, wide)
     assert error.mismatched["res2.0.conv2.weight"] == ("(32, 4, 3, 3)", "(64, 8, 3, 3)")
-    assert "res2.0.conv2.weight is (32, 4, 3, 3) in the file and (64, 8, 3, 3) in the model" in str(error)
-    assert "do MODEL.BACKBONE.NAME and MODEL.RESNETS describe" in str(error)
+    assert "res2.0.conv1.weight is (32, 32, 1, 1) in the file and (64, 32, 1, 1) in the model" in str(error)
+    assert "it is a resnext26_8x4d, the model a resnext26_8x8d" in str(error)
 
 
 def test_missing_tensor(broken):
@@ -334,7 +336,32 @@ def test_stages_that_the_model_does_not_have_are_said(backbone_file, caplog):
 def test_long_lists_are_shortened(broken):
     error = load_fails(broken(lambda x: [x.pop(k) for k in list(x) if k.startswith("res2.")]))
     assert len(error.missing) == 35
-    assert "35 missing in the file: " in str(error) and " and 25 more" in str(error)
+    assert "35 missing in the file: " in str(error) and " and 32 more" in str(error)
+
+
+@pytest.mark.parametrize("is_detector", [False, True])
+def test_weights_of_another_architecture_are_told_as_such(tmp_path, is_detector):
+    path = tmp_path / "b.pth"
+    export_backbone(make_resnext("resnext50_32x4d"), path, input_format="RGB", pixel_mean=[1] * 3, pixel_std=[1] * 3)
+    fpn = "_fpn" if is_detector else ""
+    cfg = get_cfg()
+    add_wsl_config(cfg)
+    cfg.MODEL.BACKBONE.NAME = f"build_resnext26_8x4d{fpn}_backbone"
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = cfg.MODEL.RESNETS.OUT_FEATURES
+    error = load_fails(path, build_backbone(cfg))
+    assert str(error).startswith(
+        f"no backbone weights loaded from {path}: it is a resnext50_32x4d, the model a resnext26_8x4d; set "
+        f"MODEL.BACKBONE.NAME to build_resnext50_32x4d{fpn}_backbone, or take other weights; "
+    )
+    assert len(str(error)) < 700 + len(str(path)) and "describe the model" not in str(error)
+
+
+def test_plain_resnets_are_told_as_such(tmp_path):
+    torch.save(torchvision.models.resnet50(weights=None).state_dict(), tmp_path / "r.pth")
+    error = str(load_fails(tmp_path / "r.pth", make_resnext("resnext50_32x4d")))
+    assert "r.pth: it is a resnet50, the model a resnext50_32x4d; set MODEL.BACKBONE.NAME" in error
 
 
 @pytest.mark.parametrize(

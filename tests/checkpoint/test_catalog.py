@@ -488,6 +488,30 @@ def test_models_that_timm_does_not_have(timm):
     assert not PathManager.exists("timm://resnext50_32x4d.a1") and not PathManager.exists("timm://vit_tiny.in1k")
 
 
+def test_a_model_of_timm_is_described_without_a_download(timm, cache):
+    timm.get_pretrained_cfg = lambda name: types.SimpleNamespace(**TimmNetwork.pretrained_cfg)
+    architecture, statistics = catalog.describe_public("timm://resnext50_32x4d.a1_in1k")
+    assert architecture == "resnext50_32x4d" and statistics["pixel_mean"] == [127.5, 63.75, 102.0]
+    assert timm.calls == [] and not cache.exists()
+    assert catalog.describe_public("timm://vit_tiny.in1k") is None and catalog.describe_public("out/a.pth") is None
+
+
+def test_timm_without_a_network(timm, monkeypatch):
+    def fails(name, pretrained):
+        raise OSError("An error happened while trying to locate the file on the Hub")
+
+    monkeypatch.setattr(timm, "create_model", fails)
+    with pytest.raises(
+        DownloadError, match="timm://toy.in1k could not be downloaded: .*on the Hub.*without one .*path"
+    ):
+        PathManager.get_local_path("timm://toy.in1k")
+
+
+def test_an_address_that_does_not_answer():
+    with pytest.raises(DownloadError, match="http://127.0.0.1:9/a.pth could not be downloaded: .*without one .*path"):
+        WeightFile.read("http://127.0.0.1:9/a.pth")
+
+
 def test_models_of_timm_that_are_no_plain_resnets(timm, cache):
     timm.models["blurred"] = toy_network(BlurredNetwork)
     with pytest.raises(IncompleteLoadError, match="computes something else"):

@@ -181,9 +181,13 @@ def test_a_silent_server(server, fetch):
         fetch(server.url(hang), timeout=0.3)
 
 
-def test_no_server(fetch):
-    with pytest.raises(DownloadError, match="could not be downloaded: .*Check the network"):
+def test_no_server(fetch, tmp_path):
+    with pytest.raises(DownloadError, match="could not be downloaded: .*Check the network") as error:
         fetch("http://127.0.0.1:9/weights.pth")
+    assert str(error.value).endswith(
+        "without one fetch that address elsewhere, and give the file's path as MODEL.WEIGHTS (or --candidate, "
+        f"--baseline), or put the file at {tmp_path / 'weights.pth'}"
+    )
 
 
 def test_a_full_disk(server, fetch, monkeypatch):
@@ -195,5 +199,5 @@ def test_a_full_disk(server, fetch, monkeypatch):
 def test_small_texts(server, fetch):
     assert fetch_text(server.url(whole(b"abc"), "/SHA256SUMS")) == "abc"
     assert fetch_text(server.url(not_found, "/none")) is None
-    with pytest.raises(DownloadError, match="could not be downloaded"):
+    with pytest.raises(DownloadError, match="could not be downloaded: .*without one .*MODEL.WEIGHTS"):
         fetch_text("http://127.0.0.1:9/SHA256SUMS")

@@ -10,7 +10,7 @@ from torch import nn
 from wsl_d2.checkpoint import WeightFile, convert_file
 from wsl_d2.engine.agreement import Agreement
 from wsl_d2.engine.checkpointer import AtomicCheckpointer
-from wsl_d2.engine.hooks import MAX_FAILED_SAVES, SaveCheckpoints, StopOnSignal, UnsavedError
+from wsl_d2.engine.hooks import MAX_FAILED_SAVES, EarlyEstimate, SaveCheckpoints, StopOnSignal, UnsavedError
 from wsl_d2.engine.plan import open_plan
 from wsl_d2.engine.signals import REQUEUE_SIGNALS, STOP_SIGNALS, Stopped
 from wsl_d2.engine.trainer import WSLTrainer
@@ -25,7 +25,7 @@ class FakeTrainer:
         self.checkpointer = AtomicCheckpointer(self.model, str(folder))
         self.agreement = Agreement("cpu")
         self.max_iter = max_iter
-        self.iter = 0
+        self.iter = self.start_iter = 0
 
     def prepare_saving(self):
         pass
@@ -166,3 +166,14 @@ def test_a_checkpoint_of_a_run_is_a_weight_file(cfg, tmp_path):
     assert {**exported.provenance, "images_seen": 32} == file.provenance | {
         name: value for name, value in exported.provenance.items() if name not in file.provenance
     }
+
+
+def test_a_slow_run_says_early_how_long_it_takes(tmp_path, caplog, monkeypatch):
+    clock = iter(range(0, 10_000, 4))
+    monkeypatch.setattr("wsl_d2.engine.hooks.time.monotonic", lambda: next(clock))
+    caplog.set_level("INFO")
+    FakeTrainer(tmp_path, 1000).run(EarlyEstimate(log_period=20))
+    assert [record.message for record in caplog.records] == ["about 1:06:24 left: 996 iterations at 4.0 s"]
+    caplog.clear()
+    FakeTrainer(tmp_path, 1000).run(EarlyEstimate(log_period=2))  # the first line of numbers tells it
+    assert not caplog.records

@@ -66,6 +66,25 @@ def test_a_run_on_a_cluster_is_the_run_of_its_processes(datasets, tmp_path):
     assert losses(out) == losses(tmp_path / "two")
 
 
+OWN_LOSS = f"""{INJECT}
+from detectron2.modeling import META_ARCH_REGISTRY
+from wsl_d2.modeling import HashtagClassifier
+
+@META_ARCH_REGISTRY.register()
+class Twice(HashtagClassifier):
+    def forward(self, batch):
+        found = super().forward(batch)
+        return {{"loss_twice": 2 * found["loss_hashtag"]}} if self.training else found
+
+run_command_line()
+"""
+
+
+def test_a_projects_own_classifier_trains_as_ours(whole_run, datasets, tmp_path):
+    train(datasets, tmp_path, script=OWN_LOSS, MODEL__META_ARCHITECTURE="Twice")
+    assert losses(tmp_path)[0] == 2 * losses(whole_run)[0] and (tmp_path / "backbone.pth").exists()
+
+
 def test_slurm_without_slurm_is_one_clear_error(datasets, tmp_path):
     script = INJECT + '\nos.environ["PATH"] = "/nowhere"\nrun_command_line()\n'
     run = train(datasets, tmp_path, check=False, script=script, flags=["--cluster", "slurm"])

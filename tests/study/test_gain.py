@@ -13,7 +13,7 @@ import yaml
 from command_line import commands_of, wsl_d2
 from toy_detections import write_own_data
 
-from wsl_d2.checkpoint import export_backbone
+from wsl_d2.checkpoint import WeightFile, export_backbone
 from wsl_d2.checkpoint.weight_file import MissingFileError
 from wsl_d2.cli.gain import weights as parse_weights
 from wsl_d2.cli.main import build_parser
@@ -162,9 +162,43 @@ def test_weights_of_different_architectures_are_not_compared(data, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"architecture": "resnext50_32x4d"},
+        {"architecture": "resnext50_32x4d", "candidate": ("scratch", "scratch")},
+    ],
+)
+def test_weights_of_another_architecture_than_asked_for_are_refused_before_anything_is_written(data, tmp_path, changes):
+    message = (
+        "imagenet: .*bgr.pth holds a backbone of resnext26_8x4d, and resnext50_32x4d is to be trained; give weights of "
+        "resnext50_32x4d, or --architecture resnext26_8x4d with weights of it"
+    )
+    with pytest.raises(ConfigError, match=message):
+        prepare(question(data, **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_without_a_known_architecture_do_not_fill_that_of_the_config(data, tmp_path):
+    tensors = torch.load(data / "rgb.pth", weights_only=True)["model"]
+    torch.save({"model": {name: tensor for name, tensor in tensors.items() if ".1." not in name}}, tmp_path / "a.pth")
+    with pytest.raises(ConfigError, match="a.pth holds a backbone of no known ResNeXt, and resnext26_8x4d is to be"):
+        prepare(
+            question(data, candidate=("wsl", str(tmp_path / "a.pth")), baseline=("scratch", "scratch")),
+            tmp_path / "out",
+        )
+
+
+@pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"candidate": ("wsl", "absent.pth")}, MissingFileError, "no weight file .*absent.pth"),
+        (
+            {"candidate": ("wsl", "absent.pth")},
+            MissingFileError,
+            "no weight file .*absent.pth; give scratch, a file, wsl",
+        ),
+        ({"candidate": ("wsl", "scrach")}, MissingFileError, "scrach; give scratch, .*did you mean scratch"),
+        ({"candidate": ("wsl", "wls://a")}, MissingFileError, "no weight file wls://a; .*did you mean wsl://"),
+        ({"candidate": ("wsl", "wsl://resnext101_32x4")}, MissingFileError, "did you mean resnext101_32x48?d"),
         ({"candidate": ("imagenet", "x.pth")}, ConfigError, "both sides are called 'imagenet'"),
         ({"architecture": "resnet50"}, ConfigError, "unknown architecture 'resnet50'; choose"),
         ({"mask": "on "}, ConfigError, "mask is 'on '; it must be"),
@@ -178,6 +212,21 @@ def test_what_cannot_be_compared_is_said_before_anything_is_written(data, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_downloads_nothing(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(WeightFile, "read", lambda path: pytest.fail(f"{path} was read"))
+    public = {
+        "config_file": "Base-RCNN-FPN.yaml",
+        "baseline": ("imagenet", "torchvision://ResNeXt101_32X8D_Weights.IMAGENET1K_V1"),
+        "candidate": ("wsl", "wsl://resnext101_32x8d"),
+    }
+    prepare(question(data, **public), tmp_path / "out", is_plan=True)
+    cfg = config_of(tmp_path / "out", "wsl")
+    assert cfg.MODEL.WEIGHTS == "wsl://resnext101_32x8d" and cfg.INPUT.FORMAT == "RGB"
+    assert cfg.MODEL.BACKBONE.NAME == "build_resnext101_32x8d_fpn_backbone" and cfg.MODEL.PIXEL_STD[0] == 58.395
+    with pytest.raises(ConfigError, match="imagenet: torchvision://.* holds a backbone of resnext101_32x8d"):
+        prepare(question(data, architecture="resnext50_32x4d", **public), tmp_path / "other", is_plan=True)
+
+
 def test_both_sets_need_the_same_categories(data, tmp_path):
     world = json.loads((data / "val.json").read_text())
     other = copy.deepcopy(world)
@@ -189,10 +238,12 @@ def test_both_sets_need_the_same_categories(data, tmp_path):
         prepare(question(data, val=tmp_path / "val.json"), tmp_path / "out")
 
 
-def test_a_folder_is_of_one_question(data, tmp_path):
+def test_a_folder_is_of_one_question_once_a_training_has_begun(data, tmp_path):
+    prepare(question(data, iterations=5), tmp_path / "out")
     prepare(question(data), tmp_path / "out")
+    (tmp_path / "out" / "sweep").mkdir()
     prepare(question(data, rates=(0.1,)), tmp_path / "out")
-    with pytest.raises(UserError, match="holds a comparison of pretrainings with iterations 2, and this one has 3"):
+    with pytest.raises(UserError, match=r"holds a comparison that was .* \(iterations 2, now 3\)"):
         prepare(question(data, iterations=3), tmp_path / "out")
 
 
@@ -202,7 +253,11 @@ def test_the_commands_of_the_readme_are_understood():
     assert len(commands) == 3
     for command in commands:
         args = build_parser().parse_args(shlex.split(command, comments=True)[1:])
-        assert str(args.output if "gain" in command.split()[:2] else args.annotations) in ("gain", "train.json")
+        assert str(args.output if "gain" in command.split()[:2] else args.annotations) in (
+            "gain",
+            "gain_wsl",
+            "train.json",
+        )
 
 
 @pytest.mark.slow
@@ -229,5 +284,7 @@ def test_what_it_is_worth_on_my_dataset_as_pasted_goes_on_where_it_was(data, tmp
     config = yaml.safe_load((output / "detect" / "arm=candidate,seed=0" / "config.yaml").read_text())
     assert config["INPUT"]["FORMAT"] == "RGB" and config["MODEL"]["WEIGHTS"] == str(data / "run" / "backbone.pth")
     again = run(*call, 2)
+    spread = run(*call, 2, "--seed-sd", 0.3)
+    assert "over images and training seeds" in spread
     assert "arm=candidate,seed=1: wsl-d2 train" in again and "arm=candidate,seed=0: wsl-d2 train" not in again
     assert "lr=0.001: wsl-d2 train" not in again and "2 runs each" in again

@@ -8,6 +8,7 @@ from command_line import wsl_d2
 from toy_data import jpeg
 
 from wsl_d2 import pretrain
+from wsl_d2.data.posts.count import CountOptions
 from wsl_d2.errors import UserError
 
 OPTIONS = {
@@ -80,10 +81,11 @@ def test_another_call_into_the_same_folder_is_refused(photos, tmp_path):
 
     with pytest.raises(Stopped):
         pretrain(photos / "photos", str(photos / "posts.csv"), output=output, say=stop, **OPTIONS)
+    (output / "run").mkdir()  # the training has begun
     for change, words in (
-        ({"vocabulary": "1.5k"}, "a pretraining with vocabulary 17k, and this one has 1.5k"),
-        ({"architecture": "resnext50_32x4d"}, "architecture resnext26_8x4d, and this one has resnext50_32x4d"),
-        ({"seed": 1}, "seed 0, and this one has 1"),
+        ({"vocabulary": "1.5k"}, r"begun with other arguments \(vocabulary 17k, now 1.5k\); repeat those .* or delete"),
+        ({"architecture": "resnext50_32x4d"}, "architecture resnext26_8x4d, now resnext50_32x4d"),
+        ({"seed": 1, "columns": CountOptions(key_column="id")}, "key column key, now id; seed 0, now 1"),
     ):
         with pytest.raises(UserError, match=words):
             pretrain(photos / "photos", str(photos / "posts.csv"), output=output, **OPTIONS | change)
@@ -91,6 +93,14 @@ def test_another_call_into_the_same_folder_is_refused(photos, tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds no pretraining; choose another --output"):
         pretrain(photos / "photos", str(photos / "posts.csv"), output=tmp_path / "mine", **OPTIONS)
+
+
+def test_a_call_that_failed_before_the_training_can_be_corrected(photos, tmp_path):
+    call = ["pretrain", photos / "photos", photos / "posts.csv", "--output", tmp_path / "out"]
+    wsl_d2(*call, "--hashtags-column", "none", code=2)
+    small = ["--architecture", "resnext26_8x4d", "--image-size", 32, "--total-images", 16, "--batch-size", 8]
+    wsl_d2(*call, *small)
+    assert (tmp_path / "out" / "backbone.pth").exists()
 
 
 def test_what_cannot_be_used_is_one_line(photos, tmp_path):

@@ -1,15 +1,20 @@
 """Study files: what they plan, what they refuse, that finished runs are kept, and what the report says."""
 
+import contextlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from command_line import wsl_d2
 
 from wsl_d2.analysis.records import RunError
-from wsl_d2.cli.main import build_parser
+from wsl_d2.cli.main import VERBS, build_parser
 from wsl_d2.report.study import analyse, format_text, write_report
-from wsl_d2.study.runner import describe_plan, run_locally, run_on_cluster
+from wsl_d2.study.runner import describe_plan, format_duration, run_locally, run_on_cluster
 from wsl_d2.study.study import Study, StudyError
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +107,29 @@ def test_runs_once_and_reads_back(toy):
     assert "per tenfold n" in format_text(study, [scaling, levels])
 
 
+def test_the_plan_is_a_table_with_a_total_whose_columns_stay_apart(toy):
+    toy.write_text(
+        toy.read_text().replace("seconds: 1\n", "seconds: 59\n").replace("seconds: 3\n", "seconds: 8.9e+5\n")
+    )
+    study = Study.load(toy)
+    _, head, data, fit, total, about = describe_plan(study, study.cells(toy.parent / "out"), 2).splitlines()
+    assert head.split() == ["stage", "runs", "finished", "each", "left"]
+    assert data.split() == ["data", "3", "0", "0:59", "2:57"]
+    assert fit.split("  ")[0] == "fit" and [column.strip() for column in fit[3:].split("  ") if column.strip()] == [
+        *("12", "0", "10.3 days", "123.6 days")
+    ]
+    assert total.split() == ["total", "15", "0", "123.6", "days"] and about.startswith("about 61.8 days left with 2")
+    assert len({len(line) for line in (head, data, fit, total)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(5, "0:05"), (3599, "59:59"), (3600, "1:00:00"), (172_799, "47:59:59"), (172_800, "2.0 days")],
+)
+def test_durations(seconds, text):
+    assert format_duration(seconds) == text
+
+
 def test_runs_share_the_cores_of_a_job_and_not_of_its_machine(toy, monkeypatch):
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "6")
     (toy.parent / "tool.py").write_text("import os\nopen('threads.txt', 'a').write(os.environ['OMP_NUM_THREADS'])")
@@ -122,6 +150,57 @@ def test_what_is_missing_is_run_again_and_failures_are_named(toy):
     (toy.parent / "tool.py").write_text("")
     with pytest.raises(StudyError, match="status 0 but without"):
         run(toy)
+
+
+TRAINING = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1]).parent
+def save(*_):
+    (folder / "saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+(folder / "begun").touch()
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        signal.SIGHUP,
+        *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGUSR1, signal.SIGINT)),
+    ],
+)
+def test_a_signal_to_a_study_lets_its_trainings_save_and_leaves_no_process(toy, number):
+    (toy.parent / "tool.py").write_text(TRAINING)
+    command = [sys.executable, "-m", "wsl_d2", "study", toy, "--output", toy.parent / "out", "--jobs", "2"]
+    process = subprocess.Popen(
+        command, cwd=toy.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        while len(list(toy.parent.rglob("begun"))) < 2:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == (130 if number == signal.SIGINT else 75), errors
+    assert errors.strip() == "wsl-d2 study: stopped; finished runs are kept, and the same command goes on."
+    assert len(list(toy.parent.rglob("saved"))) == 2 and not processes_with(str(toy.parent))
+
+
+def processes_with(text):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [line] if text in (line := path.read_bytes().decode(errors="replace")) else []
+    return found
+
+
+def test_every_verb_that_starts_runs_stops_them():
+    assert all(VERBS[name].starts_runs for name in ("study", "demo", "gain", "pretrain"))
 
 
 def test_unfinished_studies_and_other_commands_are_refused(toy):

@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
-from wsl_d2.analysis.ap_gain import METRICS, bootstrap_evaluation, class_gains, draw_counts, gain_between
+from wsl_d2.analysis.ap_gain import METRICS, bootstrap_evaluation, draw_counts, gain_between, gains_by
 from wsl_d2.analysis.errors import error_dap
 from wsl_d2.analysis.matches import as_ground_truth, evaluate
 
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
         start = time.perf_counter()
         gain = gain_between(found[:1], found[1:])["AP"]
-        class_gains(found[:1], found[1:])
+        gains_by("classes", found[:1], found[1:])
         seconds["resampling"] += time.perf_counter() - start
         same = gain_between(found[:1], found[:1])["AP"]
         low, high = gain["interval"]

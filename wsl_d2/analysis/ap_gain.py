@@ -34,14 +34,15 @@ class BootstrapAP:
 
     Args:
         metrics: metric -> AP; those of :data:`METRICS` that its type has.
-        classes: name of the class -> AP of that class.
-        num_objects: name of the class -> objects in the ground truth.
+        groups: "classes", and "supercategories" where the ground truth has several and they are not the classes ->
+            name -> AP, of a supercategory the mean over its classes.
+        num_objects: the same keys -> name -> objects in the ground truth.
         precision: "0.50" and "0.75" -> (101,) precision over recall 0, 0.01 ... 1, mean over classes.
     """
 
     metrics: dict[str, BootstrapEstimate]
-    classes: dict[str, BootstrapEstimate] = field(default_factory=dict)
-    num_objects: dict[str, int] = field(default_factory=dict)
+    groups: dict[str, dict[str, BootstrapEstimate]] = field(default_factory=dict)
+    num_objects: dict[str, dict[str, int]] = field(default_factory=dict)
     precision: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -84,19 +85,38 @@ def bootstrap_evaluation(evaluation: COCOeval, counts: np.ndarray) -> BootstrapA
         defined = defined[defined > -1]
         point = 100 * float(defined.mean()) if len(defined) else float("nan")
         metrics[metric] = BootstrapEstimate(point, 100 * mean_of_defined(replicates[area, thresholds], axis=(0, 1)))
-    names = [ground["name"] for ground in evaluation.cocoGt.loadCats(evaluation.params.catIds)]
-    classes = {
-        name: BootstrapEstimate(100 * float(points[:, k, 0].mean()), 100 * replicates[0, :, k].mean(axis=0))
-        for k, name in enumerate(names)
+    found = [class_matches(evaluation, k, 0) for k in range(len(evaluation.params.catIds))]
+    number = [int(matches.num_objects.sum()) if matches else 0 for matches in found]
+    members = _groups(evaluation.cocoGt.loadCats(evaluation.params.catIds))
+    groups = {
+        kind: {
+            name: BootstrapEstimate(
+                100 * float(mean_of_defined(points[:, places, 0], axis=(0, 1))),
+                100 * mean_of_defined(replicates[0][:, places], axis=(0, 1)),
+            )
+            for name, places in named.items()
+        }
+        for kind, named in members.items()
     }
-    found = [class_matches(evaluation, k, 0) for k in range(len(names))]
-    num_objects = {n: int(m.num_objects.sum()) if m else 0 for n, m in zip(names, found, strict=True)}
+    num_objects = {
+        kind: {name: sum(number[k] for k in places) for name, places in named.items()}
+        for kind, named in members.items()
+    }
     present = points[0, :, 0] > -1
     curves = {
         name: precision[t][:, present, 0].mean(axis=1) if present.any() else np.full(precision.shape[1], np.nan)
         for name, t in (("0.50", 0), ("0.75", 5))
     }
-    return BootstrapAP(metrics, classes, num_objects, curves)
+    return BootstrapAP(metrics, groups, num_objects, curves)
+
+
+def _groups(categories: Sequence[dict]) -> dict[str, dict[str, list[int]]]:
+    """The places of the categories in each group; see :class:`BootstrapAP`."""
+    supercategories: dict[str, list[int]] = {}
+    for k, category in enumerate(categories):
+        supercategories.setdefault(str(category.get("supercategory", "")), []).append(k)
+    groups = {"classes": {category["name"]: [k] for k, category in enumerate(categories)}}
+    return groups | ({"supercategories": supercategories} if 1 < len(supercategories) < len(categories) else {})
 
 
 def mean_of_defined(values: np.ndarray, axis: tuple[int, ...]) -> np.ndarray:
@@ -215,13 +235,21 @@ def gain_between(
     }
 
 
-def class_gains(baseline: Sequence[BootstrapAP], candidate: Sequence[BootstrapAP], **options) -> dict[str, dict]:
-    """Returns class -> :func:`wsl_d2.analysis.gain.gain_of` with "num_objects" and "p_value_holm": the p value of the
-    method, or of these models where there is none, corrected for the number of classes."""
+def gains_by(
+    kind: str, baseline: Sequence[BootstrapAP], candidate: Sequence[BootstrapAP], **options
+) -> dict[str, dict]:
+    """Returns class or supercategory -> :func:`wsl_d2.analysis.gain.gain_of` with "num_objects" and "p_value_holm": the
+    p value of the method, or of these models where there is none, corrected for their number.
+
+    Args:
+        kind: of :attr:`BootstrapAP.groups`.
+        baseline, candidate: runs.
+        options: of ``gain_of``.
+    """
     found: dict[str, dict] = {}
-    for name, number in baseline[0].num_objects.items():
+    for name, number in baseline[0].num_objects[kind].items():
         if number:
-            before, after = ([run.classes[name] for run in runs] for runs in (baseline, candidate))
+            before, after = ([run.groups[kind][name] for run in runs] for runs in (baseline, candidate))
             found[name] = {"num_objects": number} | gain_of(before, after, **options)
     of_class = {name: row["p_value"] if (p := row["method_p_value"]) is None else p for name, row in found.items()}
     largest = 0.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsl_d2.analysis.ap_gain import BootstrapAP, bootstrap_evaluation, class_gains, draw_counts, gain_between
+from wsl_d2.analysis.ap_gain import BootstrapAP, bootstrap_evaluation, draw_counts, gain_between, gains_by
 from wsl_d2.analysis.errors import KINDS, error_dap
 from wsl_d2.analysis.gain import BootstrapEstimate, gain_of, verdict, what_would_settle
 from wsl_d2.analysis.matches import as_ground_truth, evaluate, image_scores
@@ -48,10 +48,10 @@ def compare_runs(
         - "runs": initialisation (candidates, then baselines; those from random weights last) -> folders, weights,
           base_lr, precision over recall, and iou_type -> metric, or (not of keypoints) "errors" and the kind, -> mean,
           sd over seeds, values.
-        - "gains": a row per pair: candidate, baseline, "paired" (by seed), iou_type -> metric, or "classes" and the
-          class, or "errors" and the kind, -> see :func:`wsl_d2.analysis.gain.gain_of`; and of AP "verdict" and
-          "settle", see :func:`wsl_d2.analysis.gain.what_would_settle`; "images" -> "best" and "worst", ids of the
-          images where the candidate gained and lost most.
+        - "gains": a row per pair: candidate, baseline, "paired" (by seed), iou_type -> metric, or "classes" or
+          "supercategories" and the name, or "errors" and the kind, -> see :func:`wsl_d2.analysis.gain.gain_of`; and of
+          AP "verdict" and "settle", see :func:`wsl_d2.analysis.gain.what_would_settle`; "images" -> "best" and "worst",
+          ids of the images where the candidate gained and lost most.
         - "initialisation": the keys that runs may differ in, and do -> initialisation -> values; "differences": what
           else differs, by force.
         - "ground_truth", "num_images", "num_resamples", "seed", "seed_sd", "baselines", "iterations",
@@ -183,7 +183,7 @@ def _gains(
         row[iou_type] = gain_between(*aps, **options)
         row[iou_type]["verdict"] = verdict(row[iou_type]["AP"])
         row[iou_type]["settle"] = what_would_settle(row[iou_type]["AP"], len(truth.imgs))
-        row[iou_type]["classes"] = class_gains(*aps, **options)
+        row[iou_type] |= {kind: gains_by(kind, *aps, **options) for kind in aps[0][0].groups}
         if iou_type in before[0].errors:
             row[iou_type]["errors"] = {
                 kind: gain_of(

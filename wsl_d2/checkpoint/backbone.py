@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase
-from detectron2.modeling.backbone import ResNet
+from detectron2.modeling.backbone import FPN, ResNet
 from torch import nn
 
-from ..modeling.resnext import RESNEXT_ARCHITECTURES, describe_resnext, strides_in_1x1
+from ..modeling.resnext import RESNEXT_ARCHITECTURES, TRUNKS, describe_resnext, strides_in_1x1
 from ..version import __version__
+from .convert import shape_of
 from .naming import is_counter, unwrap_name
 from .pixel_statistics import check_pixel_statistics
 from .weight_file import Backbone, IncompleteLoadError, WeightFile, WeightsError, check_tensors, write_weights
@@ -177,7 +178,7 @@ def load_backbone(
             unexpected=backbone.unexpected,
             may_lack=allow_missing,
             names=backbone.names,
-            reason=_reason_of_norms(bottom_up, copy),
+            reason=_reason_of_norms(bottom_up, copy) or _reason_of_shape(part, tensors, copy),
             file_format=backbone.file_format,
         )
     _check_meaning(bottom_up, heads, backbone, file.path)
@@ -231,6 +232,27 @@ def _reason_of_norms(bottom_up: ResNet, targets: dict[str, torch.Tensor]) -> str
     return (
         f"the model's norms are {norm} and the file's are batch norms, which it cannot take over; set "
         "MODEL.RESNETS.NORM to FrozenBN, BN or SyncBN"
+    )
+
+
+def _reason_of_shape(part: nn.Module, tensors: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> str:
+    try:
+        file, model = shape_of("", tensors), shape_of("", targets)
+    except IncompleteLoadError:
+        return ""
+    if file == model or not file.name:
+        return ""
+    fpn = "_fpn" if any(isinstance(module, FPN) for module in part.modules()) else ""
+    depth = next(depth for depth, trunk in TRUNKS.items() if trunk == file.trunk)
+    keys = f"_backbone, MODEL.RESNETS.DEPTH {depth}, NUM_GROUPS {file.num_groups}, WIDTH_PER_GROUP"
+    return (
+        f"it is a {file.name}, the model {f'a {model.name}' if model.name else 'another'}; set MODEL.BACKBONE.NAME to "
+        + (
+            f"build_{file.name}{fpn}_backbone"
+            if file.architecture
+            else f"build_resnext{fpn}{keys} {file.width_per_group}"
+        )
+        + ", or take other weights"
     )
 
 

@@ -27,12 +27,12 @@ import torchvision
 from detectron2.utils.file_io import PathHandler, PathManager
 from iopath.common.file_io import file_lock
 
-from ..errors import MissingPackageError
+from ..errors import MissingPackageError, suggest
 from ..files import cache_folder, sha256_of
 from ..modeling.resnext import RESNEXT_ARCHITECTURES, TRUNKS, ResNeXtArchitecture, describe_resnext
 from ..version import __version__
 from .convert import Shape, make_network
-from .download import DownloadError, describe_mismatch, download, fetch_text
+from .download import DownloadError, describe_failure, describe_mismatch, download, fetch_text
 from .naming import shorten
 from .weight_file import (
     TORCHVISION_STATISTICS,
@@ -54,6 +54,7 @@ WSL_WEIGHTS: dict[str, str] = {
     "resnext101_32x32d": "ig_resnext101_32x32-e4b90b00.pth",
     "resnext101_32x48d": "ig_resnext101_32x48-3e41cc8a.pth",
 }
+_REGISTERED = {architecture: name for name, architecture in RESNEXT_ARCHITECTURES.items()}
 _NEVER_RELEASED = ("resnext50_32x4d", "resnext101_32x4d")
 
 TORCHVISION_WEIGHTS: dict[str, ResNeXtArchitecture] = {
@@ -143,7 +144,9 @@ class WSLHandler(WeightsHandler):
     def provide(self, name: str, force: bool) -> str:
         if not self.knows(name):
             never = " This one was never released." if name in _NEVER_RELEASED else ""
-            raise MissingFileError(f"no weights {self.PREFIX}{name}; known: {', '.join(WSL_WEIGHTS)}.{never}")
+            raise MissingFileError(
+                f"no weights {self.PREFIX}{name}; known: {', '.join(WSL_WEIGHTS)}.{never}{suggest(name, WSL_WEIGHTS)}"
+            )
         _warn_of_licence()
         return _provide(_wsl_file(name), force)
 
@@ -161,7 +164,7 @@ class TorchvisionHandler(WeightsHandler):
         if name not in known:
             raise MissingFileError(
                 f"no weights {self.PREFIX}{name}, or not those of a ResNet of bottleneck blocks; "
-                f"known: {', '.join(known)}"
+                f"known: {', '.join(known)}{suggest(name, known)}"
             )
         return _provide(_torchvision_file(name), force)
 
@@ -202,6 +205,8 @@ class TimmHandler(WeightsHandler):
                     raise MissingFileError(
                         f"no weights {self.PREFIX}{name} ({e}); known: {shorten(_plain_models(timm), limit=100)}"
                     ) from e
+                except OSError as e:  # of the libraries that timm downloads by
+                    raise DownloadError(describe_failure(self.PREFIX + name, e)) from e
                 _convert_timm(model, self.PREFIX + name, path)
         return path
 
@@ -232,13 +237,12 @@ def public_weights() -> list[dict[str, Any]]:
         MODEL.RESNETS; "license", None where timm's page tells it; "is_cached", whether it is on this machine.
     """
     folder, mirror = cache_folder("weights"), os.environ.get(MIRROR_VARIABLE, "").strip()
-    registered = {architecture: name for name, architecture in RESNEXT_ARCHITECTURES.items()}
     files = {f"{WSLHandler.PREFIX}{name}": _wsl_file(name) for name in WSL_WEIGHTS}
     files |= {f"{TorchvisionHandler.PREFIX}{name}": _torchvision_file(name) for name in TorchvisionHandler._names()}
     rows = [
         {
             "name": name,
-            "backbone": registered.get(file.architecture),
+            "backbone": _REGISTERED.get(file.architecture),
             "license": file.license,
             "is_cached": _cached(folder, file, mirror) is not None,
         }
@@ -257,6 +261,37 @@ def public_weights() -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def describe_public(path: str) -> tuple[str | None, dict[str, Any]] | None:
+    """What public weights will be, by their name alone; nothing is downloaded.
+
+    Args:
+        path: as MODEL.WEIGHTS takes it.
+
+    Returns:
+        (registered architecture, or None; pixel statistics); None for what is no such name.
+    """
+    scheme, _, name = path.partition("://")
+    if scheme == "timm" and any(f"{known}.".startswith(f"{name}.") for known in _plain_models(_timm())):
+        architecture = name.partition(".")[0]
+        statistics = _timm_statistics(vars(_timm().get_pretrained_cfg(name)))
+        return architecture if architecture in RESNEXT_ARCHITECTURES else None, statistics
+    if scheme == "wsl" and name in WSL_WEIGHTS:
+        file = _wsl_file(name)
+    elif scheme == "torchvision" and name in TorchvisionHandler._names():
+        file = _torchvision_file(name)
+    else:
+        return None
+    return _REGISTERED.get(file.architecture), TORCHVISION_STATISTICS
+
+
+def _timm_statistics(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "input_format": "RGB",
+        "pixel_mean": [round(255 * x, 4) for x in cfg["mean"]],
+        "pixel_std": [round(255 * x, 4) for x in cfg["std"]],
+    }
 
 
 def _wsl_file(name: str) -> _PublicFile:
@@ -394,9 +429,7 @@ def _convert_timm(model: Any, source: str, path: str) -> None:
     logger.log(logging.WARNING if "-nc" in licence else logging.INFO, f"{source}: licence {licence}")
     location = f"https://huggingface.co/{cfg['hf_hub_id']}" if cfg.get("hf_hub_id") else cfg.get("url") or source
     record = {
-        "input_format": "RGB",
-        "pixel_mean": [round(255 * x, 4) for x in cfg["mean"]],
-        "pixel_std": [round(255 * x, 4) for x in cfg["std"]],
+        **_timm_statistics(cfg),
         "license": cfg.get("license"),
         "source": location,
         "source_sha256": None,

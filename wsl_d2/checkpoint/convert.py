@@ -38,6 +38,15 @@ class Shape(NamedTuple):
                 return name
         return None
 
+    @property
+    def name(self) -> str | None:
+        """The same, or "resnet50", "resnext101_64x4d" of those that are not in the table; None for other depths."""
+        for depth, trunk in TRUNKS.items():
+            if trunk == self.trunk:
+                is_plain = (self.num_groups, self.width_per_group) == (1, 64)
+                return f"resnet{depth}" if is_plain else f"resnext{depth}_{self.num_groups}x{self.width_per_group}d"
+        return None
+
 
 def shape_of(path: str, tensors: Mapping[str, torch.Tensor]) -> Shape:
     """Reads the shape of a bottleneck ResNet or ResNeXt from its tensors.

@@ -26,6 +26,19 @@ class DownloadError(UserError, OSError):
     """A file could not be had, or is not the one that was asked for; nothing lies under its final name."""
 
 
+def describe_failure(url: str, problem: object, destination: Path | None = None) -> str:
+    """Says for messages why a download failed, and how to go on with and without a network.
+
+    Args:
+        destination: where a file of another machine would be found in its place.
+    """
+    place = f", or put the file at {destination}" if destination else ""
+    return (
+        f"{url} could not be downloaded: {problem}. Check the network and try again; without one fetch that address "
+        f"elsewhere, and give the file's path as MODEL.WEIGHTS (or --candidate, --baseline){place}"
+    )
+
+
 def download(
     url: str, destination: str | os.PathLike[str], sha256: str, *, timeout: float = 30.0, retries: int = 3
 ) -> str:
@@ -60,8 +73,8 @@ def download(
         except OSError as e:
             raise DownloadError(f"cannot write {part}: {e.strerror}. Free some space, or set WSL_D2_CACHE") from e
         if attempt == retries:
-            kept = f"; {part.stat().st_size} bytes stay in {part} for the next try" if part.exists() else ""
-            raise DownloadError(f"{url} could not be downloaded: {problem}. Check the network and try again{kept}")
+            kept = f" ({part.stat().st_size} bytes stay in {part} for the next try)" if part.exists() else ""
+            raise DownloadError(describe_failure(url, f"{problem}{kept}", destination))
         logger.warning(f"{url}: {problem}; trying again in {2**attempt} s")
         time.sleep(2**attempt)
     digest = sha256_of(part)
@@ -86,7 +99,7 @@ def fetch_text(url: str, timeout: float = 30.0) -> str | None:
     except urllib.error.HTTPError:
         return None
     except (OSError, HTTPException) as e:
-        raise DownloadError(f"{url} could not be downloaded: {getattr(e, 'reason', e)}. Check the network") from e
+        raise DownloadError(describe_failure(url, getattr(e, "reason", e))) from e
 
 
 def describe_mismatch(source: str, path: str | os.PathLike[str], expected: str, digest: str) -> str:

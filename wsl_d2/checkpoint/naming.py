@@ -260,7 +260,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], to: str) -> dict[str, Any]
     return converted
 
 
-def shorten(keys: Iterable[str], limit: int = 10) -> str:
+def shorten(keys: Iterable[str], limit: int = 3) -> str:
     """The first keys and how many more there are, for messages."""
     keys = list(keys)
     more = f" and {len(keys) - limit} more" if len(keys) > limit else ""

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from detectron2.utils.file_io import PathManager
 
-from ..errors import MissingPackageError, UserError
+from ..errors import MissingPackageError, UserError, suggest
 from ..files import open_atomically
+from .download import DownloadError, describe_failure
 from .naming import (
     convert_name,
     describe_unknown,
@@ -54,6 +55,21 @@ class WeightsError(UserError, ValueError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """There is no such weight file, or there are no public weights of that name."""
+
+
+def missing_file(path: str, *words: str) -> MissingFileError:
+    """Returns the error of a weight file that is not there, which names what may stand in its place.
+
+    Args:
+        words: that the caller takes beside files and names.
+    """
+    known = [*words, *(f"{scheme}://" for scheme in ("wsl", "torchvision", "timm"))]
+    scheme, is_name, _ = path.partition("://")
+    folder = Path(path).parent
+    files = [file.name for file in folder.iterdir() if file.suffix in SUFFIXES] if folder.is_dir() else []
+    near = suggest(f"{scheme}://" if is_name else Path(path).name, known if is_name else [*words, *files])
+    allowed = f"{', '.join([*words, 'a file'])}, {'..., '.join(known[len(words) :])}..."
+    return MissingFileError(f"no weight file {path}; give {allowed} (see wsl-d2 weights list){near}")
 
 
 class PixelStatisticsError(WeightsError):
@@ -236,9 +252,14 @@ class WeightFile:
             MissingFileError: there is no such file.
             DownloadError: it cannot be had.
         """
-        local_path = PathManager.get_local_path(path)
+        try:
+            local_path = PathManager.get_local_path(path)
+        except OSError as e:
+            if isinstance(e, UserError) or "://" not in path:
+                raise
+            raise DownloadError(describe_failure(path, getattr(e, "reason", e))) from e
         if not os.path.isfile(local_path):
-            raise MissingFileError(f"no weight file {path}")
+            raise missing_file(path)
         return local_path
 
     def backbone(self, prefix: str | None = None) -> Backbone:

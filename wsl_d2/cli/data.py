@@ -22,6 +22,17 @@ def _print_dataset(folder: str | Path, manifest: dict) -> None:
         print(f"  skipped, {kind}: {count:,}")
 
 
+def _add_shrinking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--short-side", type=positive, help="store larger images with a short side of so many pixels")
+    parser.add_argument("--quality", type=int, default=90, help="of the JPEGs that --short-side makes, 1 to 100")
+
+
+def _shrinking_of(args: argparse.Namespace):
+    from wsl_d2.data.read.shrink import Shrinking
+
+    return Shrinking(args.short_side, args.quality)
+
+
 def _make_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("posts", nargs="+", help="files or URLs of posts")
     parser.add_argument(
@@ -44,6 +55,7 @@ def _make_arguments(parser: argparse.ArgumentParser) -> None:
         help="what of each image is looked at: nothing, format and size, or every pixel",
     )
     parser.add_argument("--only-labelled", action="store_true", help="leave out posts without a label")
+    _add_shrinking(parser)
     add_runner(parser)
 
 
@@ -74,6 +86,7 @@ def make(args: argparse.Namespace) -> None:
         time_column=args.time_column,
         place_column=args.place_column,
         max_images_per_user=args.max_images_per_user,
+        shrinking=_shrinking_of(args),
     )
     _print_dataset(args.output, manifest)
     if any(reason.startswith(("store busy", "access denied")) for reason in manifest["account"]):
@@ -108,6 +121,7 @@ def _from_folders_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes-of", type=Path, help="folder of shards with the classes to use, for validation")
     parser.add_argument("--files", type=Path, help="text file, one name below the source a line; only these are taken")
     parser.add_argument("--images-per-shard", type=positive, default=5_000, help="images in a shard")
+    _add_shrinking(parser)
     add_runner(parser)
 
 
@@ -129,6 +143,7 @@ def from_folders(args: argparse.Namespace) -> None:
         files=[line for line in args.files.read_text(encoding="utf-8").split("\n") if line] if args.files else None,
         images_per_shard=args.images_per_shard,
         workers=runner_of(args, args.output),
+        shrinking=_shrinking_of(args),
     )
     _print_dataset(args.output, manifest)
     print(f"  classes: {manifest['num_labels']:,}")

@@ -59,8 +59,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--architecture", help="of the backbone; that of the weights if left out")
     parser.add_argument("--config-file", default="Base-RCNN-FPN.yaml", metavar="FILE", help="detector of both sides")
     parser.add_argument(
-        "--learning-rates", type=rates, default=(), help="to choose from, for each side; 4 by the config's if left out"
+        "--learning-rates", type=rates, default=[], help="of which each side gets its best, as 0.02,0.01; 4 if left out"
     )
+    parser.add_argument("--seed-sd", type=float, help="AP between trainings to assume, for a side with one alone")
     parser.add_argument("--num-gpus", type=int, help="of each run; all of this machine if left out, 0 for the CPU")
     parser.add_argument(
         "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="a config key of both sides"
@@ -106,7 +107,7 @@ def gain(args: argparse.Namespace) -> None:
         num_gpus=torch.cuda.device_count() if args.num_gpus is None else args.num_gpus,
         overrides=tuple(text for pair in args.set for text in pair),
     )
-    study = prepare(question, args.output)
+    study = prepare(question, args.output, args.plan)
     print("\n".join(study.lines), flush=True)
     chosen = dict.fromkeys(question.sides, study.rates[0])
     if len(study.rates) > 1:
@@ -117,7 +118,7 @@ def gain(args: argparse.Namespace) -> None:
         except StudyError:
             if not args.plan:
                 raise
-    run_study(study.write_study(chosen, args.seeds), study.output, args)
+    run_study(study.write_study(chosen, args.seeds, args.seed_sd), study.output, args)
 
 
-GAIN = Verb(gain, _arguments, "finished runs are kept, and the same command goes on", extra="all")
+GAIN = Verb(gain, _arguments, "finished runs are kept, and the same command goes on", extra="all", starts_runs=True)

@@ -1,11 +1,13 @@
 """`wsl-d2 VERB ...`: finds the verb, runs it, and turns what a user can mend into one line and an exit status.
 
-0: done. 2: a mistake that the user can mend. 75: saved, and to be started again. 130: Ctrl-C.
+0: done. 2: a mistake that the user can mend. 75: saved, and to be started again, as after SIGTERM. 130: Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import signal
 import sys
@@ -26,6 +28,7 @@ from wsl_d2.cli import (
     weights,
 )
 from wsl_d2.cli.verb import Parser, Verb
+from wsl_d2.engine.signals import INTERRUPTED_EXIT_CODE, Stopped, stop_at_once
 from wsl_d2.errors import NO_DETECTRON2, FaultsError, UserError
 from wsl_d2.version import __version__
 
@@ -74,7 +77,7 @@ def _add(commands, name: str, verb: Verb) -> None:
     summary = verb.summary[0].lower() + verb.summary[1:]
     parser = commands.add_parser(name, help=summary, description=(verb.run.__doc__ or "").strip())
     verb.arguments(parser)
-    parser.set_defaults(verb=verb, prog=parser.prog)
+    parser.set_defaults(verb=verb, prog=parser.prog, parser=parser)
 
 
 # Warnings of libraries about each other, of which a user of this command can change nothing.
@@ -92,20 +95,26 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # tells of CUDA_HOME where no GPU is
     signal.signal(signal.SIGINT, signal.default_int_handler)
     args = None
     try:
         args = build_parser().parse_args(arguments)
         args.command_line = sys.argv[1:] if arguments is None else arguments
+        if args.verb.starts_runs:
+            stop_at_once(note="")
         return args.verb.run(args) or 0
     except FaultsError as error:
         return [_tell(args, line) for line in error.lines][-1]
     except UserError as error:
         return _tell(args, str(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as end:
+        if isinstance(end, Stopped) and args and not args.verb.starts_runs:  # a training has told it
+            raise
         kept = args.verb.kept if args else "nothing was changed"
-        print(f"\n{args.prog if args else 'wsl-d2'}: stopped; {kept}.", file=sys.stderr)
-        return 130
+        with contextlib.suppress(OSError):  # the terminal may be what has gone
+            print(f"\n{args.prog if args else 'wsl-d2'}: stopped; {kept}.", file=sys.stderr)
+        return end.code if isinstance(end, Stopped) else INTERRUPTED_EXIT_CODE
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if args is None or package in ("", "wsl_d2"):

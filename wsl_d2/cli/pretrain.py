@@ -70,4 +70,4 @@ def pretrain(args: argparse.Namespace) -> None:
     print(f"backbone: {backbone}; use it as MODEL.WEIGHTS with build_{args.architecture}_fpn_backbone")
 
 
-PRETRAIN = Verb(pretrain, _arguments, "every finished stage is kept, and the same command goes on")
+PRETRAIN = Verb(pretrain, _arguments, "every finished stage is kept, and the same command goes on", starts_runs=True)

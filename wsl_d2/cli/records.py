@@ -12,7 +12,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="*", type=Path, help="of finished runs, comparisons or studies")
     parser.add_argument("--records", type=Path, required=True, help="file of JSON lines; made if it is missing")
     parser.add_argument(
-        "--table", choices=("runs", "gains", "studies"), help="print this table of the file's records in Markdown"
+        "--table",
+        choices=("runs", "gains", "parts", "studies"),
+        help="table to print in Markdown; parts: gains by size and supercategory",
     )
     parser.add_argument("--results", nargs="+", default=["bbox/AP", "segm/AP"], help="of the table of runs")
     parser.add_argument("--stage", help="of a study, whose runs the table of runs shows; all if left out")
@@ -26,11 +28,20 @@ def records(args: argparse.Namespace) -> None:
 
     A run that is collected again replaces its record. Every run leaves a record.json, every comparison an ap_gain.json.
     """
-    from wsl_d2.report.records import collect, read_records, table_of_gains, table_of_runs, table_of_studies
+    from wsl_d2.report.records import (
+        collect,
+        read_records,
+        table_of_gains,
+        table_of_parts,
+        table_of_runs,
+        table_of_studies,
+    )
 
     rows = collect(args.folders, args.records) if args.folders else read_records(args.records)
     if args.table == "gains":
         print(table_of_gains(rows))
+    elif args.table == "parts":
+        print(table_of_parts(rows))
     elif args.table == "studies":
         print(table_of_studies(rows))
     elif args.table == "runs":

@@ -142,5 +142,5 @@ def run_study(path: Path, output: Path, args: argparse.Namespace) -> None:
 
 
 _KEPT = "finished runs are kept, and the same command goes on"
-STUDY = Verb(study, _study_arguments, _KEPT, extra="analysis")
-DEMO_VERB = Verb(demo, _demo_arguments, _KEPT, extra="analysis")
+STUDY = Verb(study, _study_arguments, _KEPT, extra="analysis", starts_runs=True)
+DEMO_VERB = Verb(demo, _demo_arguments, _KEPT, extra="analysis", starts_runs=True)

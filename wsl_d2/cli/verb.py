@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsl_d2.engine.arguments import setting
+from wsl_d2.errors import suggest
 
 if TYPE_CHECKING:
     from wsl_d2.data.runner import Workers
@@ -26,12 +27,14 @@ class Verb:
         arguments: adds its arguments to a parser.
         kept: what is there after Ctrl-C.
         extra: extras of the package (pyproject.toml) that install what it imports, as pip takes them.
+        starts_runs: whether it starts trainings of its own, which are to save when a signal such as SIGTERM ends it.
     """
 
     run: Callable[[argparse.Namespace], int | None]
     arguments: Callable[[argparse.ArgumentParser], None]
     kept: str = "nothing was changed"
     extra: str = "pretrain"
+    starts_runs: bool = False
 
     @property
     def summary(self) -> str:
@@ -54,8 +57,31 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any):
         kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
+        self._given: list[str] = []
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        """Parses all words; those that no parser knows are an error of the verb's own parser."""
+        namespace, unknown = self.parse_known_args(args, namespace)
+        parser = vars(namespace).pop("parser", self)  # of the verb, by whoever adds it
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += suggest(str(value), map(str, action.choices or ()))
+            raise
 
     def error(self, message: str):
+        for option in [word.partition("=")[0] for word in self._given if word.startswith("--")]:
+            if option not in self._option_string_actions and (near := suggest(option, self._option_string_actions)):
+                message += f"{'' if option in message else f'; unknown option {option}'}{near}"
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
 

@@ -27,9 +27,10 @@ def backbone_features(config_file: str, weights: str) -> Features:
 
     import wsl_d2.checkpoint  # noqa: F401  (knows wsl://)
     from wsl_d2.config import load_config
+    from wsl_d2.modeling import is_hashtag_classifier
 
     cfg = load_config(config_file, [])
-    if cfg.MODEL.META_ARCHITECTURE != "HashtagClassifier":
+    if not is_hashtag_classifier(cfg):
         raise UserError(f"{config_file} is of a {cfg.MODEL.META_ARCHITECTURE}; features need a HashtagClassifier.")
     path = PathManager.get_local_path(weights)
     config = f"{cfg.MODEL.dump()}{cfg.INPUT.dump()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from wsl_d2.engine.signals import INTERRUPTED_EXIT_CODE, STOP_SIGNALS, Stopped, 
 from wsl_d2.errors import UserError
 
 MAX_FAILED_SAVES = 3  # in a row, before a run ends
+_SECONDS_TO_ESTIMATE = 10.0
 _ONE_CTRL_C_SECONDS = 1.0  # launchers send on what the terminal has sent to all processes: that is no second Ctrl-C
 
 
@@ -163,6 +165,30 @@ class SaveCheckpoints(HookBase):
         for number in removable[: -self.keep]:
             if files[number] != path:
                 checkpointer.remove(files[number])
+
+
+class EarlyEstimate(HookBase):
+    """Says once how long the run takes, as soon as two steps tell, where its first line of numbers is far away.
+
+    Args:
+        log_period: steps between lines of numbers, which tell it, too.
+    """
+
+    def __init__(self, log_period: int):
+        self.log_period = log_period
+        self._start: float | None = None
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1 - self.trainer.start_iter
+        if done == 1:  # the first step also starts data workers
+            self._start = time.monotonic()
+        elif self._start is not None and (seconds := time.monotonic() - self._start) >= _SECONDS_TO_ESTIMATE:
+            step, left = seconds / (done - 1), self.trainer.max_iter - self.trainer.iter - 1
+            self._start = None
+            if done < self.log_period and step * left > _SECONDS_TO_ESTIMATE:
+                logging.getLogger(__name__).info(
+                    f"about {datetime.timedelta(seconds=round(step * left))} left: {left:,} iterations at {step:.1f} s"
+                )
 
 
 class StopOnSignal(HookBase):

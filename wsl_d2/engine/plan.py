@@ -23,6 +23,7 @@ from wsl_d2.engine.fingerprint import resume_fingerprint
 from wsl_d2.engine.parallel import ghost_batch_size
 from wsl_d2.engine.schedule import resolve_schedule
 from wsl_d2.errors import ConfigError
+from wsl_d2.modeling import is_hashtag_classifier
 from wsl_d2.transfer.features import ProbeData, ProbeError, open_probe_data
 from wsl_d2.transfer.linear_probe import HELD_OUT_FRACTION, few_shot_rows, split_held_out
 
@@ -74,7 +75,7 @@ def open_plan(cfg: CfgNode, resume: bool = False) -> RunPlan:
         ConfigError: two keys, or a key and a dataset, contradict each other.
         ShardError: a dataset cannot be used.
     """
-    if cfg.MODEL.META_ARCHITECTURE != "HashtagClassifier":
+    if not is_hashtag_classifier(cfg):
         if cfg.TEST.PROBE:
             raise ConfigError(f"TEST.PROBE is of pretraining; a {cfg.MODEL.META_ARCHITECTURE} needs it to be [].")
         cfg.freeze()

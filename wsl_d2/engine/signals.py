@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -22,6 +23,8 @@ class Stopped(SystemExit):
             ``scancel`` ends a job for good; where a scheduler preempts by SIGTERM, it starts the job again itself.
     """
 
+    code: int
+
     def __init__(self, number: int):
         super().__init__(INTERRUPTED_EXIT_CODE if number == signal.SIGINT else REQUEUE_EXIT_CODE)
         self.number = number
@@ -38,13 +41,17 @@ def handle(numbers: tuple[int, ...], handler: Callable) -> dict:
     return {n: signal.signal(n, handler) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
 
 
-def stop_at_once(numbers: tuple[int, ...] = STOP_SIGNALS[:-1]) -> dict:
-    """Lets signals end this process with :class:`Stopped` while there is nothing to save yet; returns the handlers
-    before. Ctrl-C stays Python's KeyboardInterrupt unless it is named."""
+def stop_at_once(
+    numbers: tuple[int, ...] = STOP_SIGNALS[:-1], note: str = "stopped; --resume continues from the last checkpoint"
+) -> dict:
+    """Lets signals end this process with :class:`Stopped` while it has nothing to save itself; returns the handlers
+    before. Ctrl-C stays Python's KeyboardInterrupt unless it is named. ``note`` is printed at once, if there is one."""
 
     def stop(number: int, frame) -> None:
         handle(STOP_SIGNALS, lambda *_: None)  # a second one must not disturb the end
-        print(f"{signal.Signals(number).name}: stopped; --resume continues from the last checkpoint", file=sys.stderr)
+        if note:
+            with contextlib.suppress(OSError):  # the terminal may be what has gone
+                print(f"{signal.Signals(number).name}: {note}", file=sys.stderr)
         raise Stopped(number)
 
     return handle(numbers, stop)

@@ -22,7 +22,7 @@ from wsl_d2.engine.checkpointer import AtomicCheckpointer
 from wsl_d2.engine.efficiency import peak_flops
 from wsl_d2.engine.evaluate import evaluate
 from wsl_d2.engine.fingerprint import check_fingerprint
-from wsl_d2.engine.hooks import ExportBackbone, PreciseBN, SaveCheckpoints, StopOnSignal
+from wsl_d2.engine.hooks import EarlyEstimate, ExportBackbone, PreciseBN, SaveCheckpoints, StopOnSignal
 from wsl_d2.engine.parallel import build_sgd, data_parallel
 from wsl_d2.engine.plan import RunPlan
 from wsl_d2.engine.pretrain_loop import PretrainLoop
@@ -99,6 +99,7 @@ class ResumableTrainer(DefaultTrainer):
             )
         result += [saving, hooks.EvalHook(cfg.TEST.EVAL_PERIOD, test)]
         if comm.is_main_process():
+            result.append(EarlyEstimate(cfg.SOLVER.LOG_PERIOD))
             result.append(hooks.PeriodicWriter(build_writers(cfg, self.max_iter), period=cfg.SOLVER.LOG_PERIOD))
         result.append(WriteRecord())
         result.append(StopOnSignal(saving, exchange=not isinstance(self._trainer, PretrainLoop)))

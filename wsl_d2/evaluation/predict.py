@@ -22,6 +22,7 @@ from wsl_d2.data.read.catalog import register_datasets
 from wsl_d2.data.read.detection_image import read_detection_image
 from wsl_d2.errors import UserError
 from wsl_d2.files import write_atomically
+from wsl_d2.modeling import is_hashtag_classifier
 
 
 def open_run(run: str | Path, device: str | None = None, opts: Sequence[str] = ()) -> DefaultPredictor:
@@ -38,7 +39,9 @@ def open_run(run: str | Path, device: str | None = None, opts: Sequence[str] = (
     run = Path(run)
     config = run / "config.yaml"
     if not config.is_file():
-        raise UserError(f"{config} does not exist; give the OUTPUT_DIR of a training.")
+        inner = [str(path.parent) for path in sorted(run.glob("*/*/config.yaml"))][:3]
+        example = f", such as {', '.join(inner)}" if inner else ""
+        raise UserError(f"{config} does not exist; give the OUTPUT_DIR of a training{example}.")
     cfg = load_config(str(config), list(opts))
     weights = run / "model_final.pth"
     if not weights.is_file():
@@ -46,7 +49,7 @@ def open_run(run: str | Path, device: str | None = None, opts: Sequence[str] = (
         if not checkpoints:
             raise UserError(f"{run} holds no checkpoint model_*.pth; has the training saved one?")
         weights = checkpoints[-1]
-    if cfg.MODEL.META_ARCHITECTURE == "HashtagClassifier":
+    if is_hashtag_classifier(cfg):
         raise UserError(f"{run} is a pretraining; predict draws the objects that a detector finds.")
     cfg.MODEL.WEIGHTS = str(weights)
     if device:

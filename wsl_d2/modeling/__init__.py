@@ -2,7 +2,7 @@
 
 from . import builders  # noqa: F401  (registers them)
 from .complexity import Complexity, count_complexity
-from .hashtag_classifier import HashtagClassifier
+from .hashtag_classifier import HashtagClassifier, is_hashtag_classifier
 from .losses import hashtag_binary_cross_entropy, hashtag_cross_entropy
 from .resnext import (
     RESNEXT_ARCHITECTURES,
@@ -23,6 +23,7 @@ __all__ = [
     "count_complexity",
     "hashtag_binary_cross_entropy",
     "hashtag_cross_entropy",
+    "is_hashtag_classifier",
     "make_resnext",
     "make_resnext_stages",
 ]

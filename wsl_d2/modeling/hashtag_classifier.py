@@ -21,6 +21,13 @@ _LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Te
 }
 
 
+def is_hashtag_classifier(cfg: CfgNode) -> bool:
+    """Whether a config is of a pretraining: MODEL.META_ARCHITECTURE is HashtagClassifier or a registered subclass."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    model = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+    return isinstance(model, type) and issubclass(model, HashtagClassifier)
+
+
 @META_ARCH_REGISTRY.register()
 class HashtagClassifier(nn.Module):
     """Image classifier over canonical hashtags; with one label per image, an ordinary softmax classifier.

@@ -11,9 +11,10 @@ from wsl_d2.analysis.records import RunError, read_metrics
 from wsl_d2.files import write_atomically
 from wsl_d2.report.page import escape, page, panels, paragraph, table
 from wsl_d2.report.pictures import SCORE_SHOWN, picture_rows
-from wsl_d2.report.plots import IOU_NAMES, plot_classes, plot_curves, plot_errors, plot_gains, plot_precision
+from wsl_d2.report.plots import IOU_NAMES, plot_curves, plot_errors, plot_gains, plot_groups, plot_precision
 
 _FEW_OBJECTS = 30
+_NOTHING_LEARNED = 1.0  # AP
 _WITHOUT = {"APs": "no small objects", "APm": "no medium objects", "APl": "no large objects"}
 
 
@@ -31,30 +32,41 @@ def describe_gain(row: dict, iou_type: str, metric: str = "AP") -> str:
     what = f"{IOU_NAMES[iou_type]} {metric}"
     if gain["gain"] != gain["gain"]:
         return f"{row['candidate']} - {row['baseline']}, {what}: {_WITHOUT.get(metric, 'no objects')}"
-    adds = gain["gain"] >= 0
-    (low, high), (few, many) = (
-        pair if adds else [-pair[1], -pair[0]] for pair in (shown_interval(gain), gain["interval"])
-    )
-    amount = f"{abs(gain['gain']):.1f} {what}"
+    low, high = shown_interval(gain)
+    few, many = gain["interval"]
+    adds, costs = low > 0, high < 0
+    if costs:
+        low, high, few, many = -high, -low, -many, -few
+    sign = "" if adds or costs else "+"
+    whole, images = (f"{_number(a, sign)} to {_number(b, sign)}" for a, b in ((low, high), (few, many)))
     values = f"({row['baseline']} {gain['baseline']:.1f}, {row['candidate']} {gain['candidate']:.1f})"
     least, most = min(gain["num_runs"]), max(gain["num_runs"])
     runs = f"{least} to {most} runs each" if least < most else f"{most} runs each" if most > 1 else "one run each"
-    if not gain["method_interval"]:
-        effect = f"adds {amount} to these detectors" if adds else f"costs these detectors {amount}"
-        return (
-            f"{row['candidate']} {effect} {values}, 95% interval {low:.1f} to {high:.1f} over images; {runs}, nothing "
-            "about other trainings"
-        )
+    amount, these = f"{abs(gain['gain']):.1f} {what}", not gain["method_interval"]
+    if adds:
+        effect = f"adds {amount}" + (" to these detectors" if these else "")
+    elif costs:
+        effect = f"costs {'these detectors ' if these else ''}{amount}"
+    else:
+        effect = f"changes {what}{' of these detectors' if these else ''} by {_number(gain['gain'])}"
+    answer = f"{row['candidate']} {effect} {values}, 95% interval {whole} over images"
+    if these:
+        return f"{answer}; {runs}, nothing about other trainings"
     assumed = ", whose spread is assumed" if least == 1 else ", paired by seed" if row.get("paired") else ""
-    return (
-        f"{row['candidate']} {'adds' if adds else 'costs'} {amount} {values}, 95% interval {low:.1f} to {high:.1f} "
-        f"over images and training seeds{assumed} ({few:.1f} to {many:.1f} over images alone); {runs}"
-    )
+    return f"{answer} and training seeds{assumed} ({images} over images alone); {runs}"
+
+
+def _number(value: float, sign: str = "+") -> str:
+    """Returns "+1.2", or "0.0" where nothing else is left of it."""
+    text = f"{value:{sign}.1f}"
+    return "0.0" if float(text) == 0 else text
 
 
 def describe_settling(row: dict, iou_type: str) -> str:
     """Returns what would make the answer about AP more certain."""
     gain, settle = row[iou_type]["AP"], row[iou_type]["settle"]
+    if max(gain["baseline"], gain["candidate"]) < _NOTHING_LEARNED:
+        return "longer trainings: neither side finds more than a few objects, so there is little to compare"
     low, high = shown_interval(gain)
     name = "half_as_wide" if low > 0 or high < 0 else "exclude_0"
     goal = "half as wide an interval" if name == "half_as_wide" else "an interval on one side of 0"
@@ -196,13 +208,16 @@ def _classes_and_errors(comparison: dict) -> list[str]:
             header = ["difference of dAP", *(f"{_about(row)}, {IOU_NAMES[iou_type]}" for row, iou_type in columns)]
             parts.append(table(header, rows))
     xlabel = f"gain in {IOU_NAMES[main]} AP, points"
-    plots = [plot_classes(row[main]["classes"], _about(row), xlabel, _FEW_OBJECTS) for row in gains]
-    if plots:
-        caption = (
-            f"In brackets the number of objects; grey: fewer than {_FEW_OBJECTS}. Filled: p < 0.05 after Holm’s "
-            "correction for the number of classes."
-        )
-        parts += ["<h2>Gains by class</h2>", panels(plots, caption)]
+    caption = (
+        f"In brackets the number of objects; grey: fewer than {_FEW_OBJECTS}. Filled: p < 0.05 after Holm’s "
+        "correction for their number."
+    )
+    for kind, name in (("supercategories", "supercategory"), ("classes", "class")):
+        plots = [
+            plot_groups(row[main][kind], name, _about(row), xlabel, _FEW_OBJECTS) for row in gains if kind in row[main]
+        ]
+        if plots:
+            parts += [f"<h2>Gains by {name}</h2>", panels(plots, caption)]
     return parts
 
 

@@ -144,17 +144,18 @@ def plot_errors(daps: Mapping[str, Mapping[str, float]]) -> str:
     return plots[0]
 
 
-def plot_classes(gains: Mapping[str, dict], title: str, xlabel: str, few: int) -> str:
-    """Returns an SVG: the gain of each class with its interval, the largest first.
+def plot_groups(gains: Mapping[str, dict], kind: str, title: str, xlabel: str, few: int) -> str:
+    """Returns an SVG: the gain of each class or supercategory with its interval, the largest first.
 
     Args:
-        gains: class -> see :func:`wsl_d2.analysis.ap_gain.class_gains`.
+        gains: name -> see :func:`wsl_d2.analysis.ap_gain.gains_by`.
+        kind: "class" or "supercategory".
         title, xlabel: of the plot.
-        few: classes with fewer objects are drawn in grey.
+        few: those with fewer objects are drawn in grey.
     """
     plots: list[str] = []
     order = sorted(gains, key=lambda name: gains[name]["gain"])
-    with panel(plots, f"Gain of each class, {title}", 1.1 + 0.22 * len(order), title=title, xlabel=xlabel) as axis:
+    with panel(plots, f"Gain of each {kind}, {title}", 1.1 + 0.22 * len(order), title=title, xlabel=xlabel) as axis:
         for y, name in enumerate(order):
             gain = gains[name]
             color = QUIET if gain["num_objects"] < few else INK

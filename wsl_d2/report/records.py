@@ -13,6 +13,7 @@ from wsl_d2.report.plots import IOU_NAMES
 
 KINDS = ("run", "comparison", "study")
 _LEFT_OUT = ("config",)  # of a run: its hash stands for it
+_SIZES = {"APs": "small objects", "APm": "medium objects", "APl": "large objects"}
 _OF_GAIN = ("gain", "interval", "method_interval")
 
 
@@ -77,7 +78,12 @@ def _read(folder: Path, file: Path) -> dict | None:
 
 
 def _reduced(comparison: dict) -> dict:
-    """What a table shows of a comparison: AP, and the gains in it."""
+    """What a table shows of a comparison: AP, and the gains in it, also by size and supercategory."""
+
+    def parts(row: dict) -> dict[str, dict]:
+        sizes = {name: row[metric] for metric, name in _SIZES.items() if metric in row}
+        return sizes | row.get("supercategories", {})
+
     kept = ("num_images", "num_resamples", "seed_sd", "baselines", "iou_types", "iterations", "images_per_batch")
     types = comparison["iou_types"]
     return {
@@ -85,7 +91,12 @@ def _reduced(comparison: dict) -> dict:
         "runs": {name: {t: run[t]["AP"] for t in types} for name, run in comparison["runs"].items()},
         "gains": [
             {"candidate": row["candidate"], "baseline": row["baseline"]}
-            | {t: {key: row[t]["AP"][key] for key in _OF_GAIN} | {"verdict": row[t]["verdict"]} for t in types}
+            | {
+                t: {key: row[t]["AP"][key] for key in _OF_GAIN}
+                | {"verdict": row[t]["verdict"]}
+                | {"parts": {name: {key: gain[key] for key in _OF_GAIN} for name, gain in parts(row[t]).items()}}
+                for t in types
+            }
             for row in comparison["gains"]
         ],
     }
@@ -143,12 +154,38 @@ def table_of_gains(records: Sequence[dict]) -> str:
     return markdown(header, rows)
 
 
+def table_of_parts(records: Sequence[dict]) -> str:
+    """Where the gain of the first candidate of each comparison is: a row for each size of objects and supercategory.
+
+    Raises:
+        RunError: no comparison tells it.
+    """
+    rows = []
+    header: list[str] = []
+    for comparison in records:
+        if comparison["kind"] != "comparison" or "parts" not in comparison["gains"][0][comparison["iou_types"][0]]:
+            continue
+        types, baselines = comparison["iou_types"], comparison["baselines"]
+        candidate = comparison["gains"][0]["candidate"]
+        gains = {row["baseline"]: row for row in comparison["gains"] if row["candidate"] == candidate}
+        columns = [(t, baseline) for t in types for baseline in baselines]
+        header = ["comparison", "of", *(f"{IOU_NAMES[t]} AP over `{baseline}`" for t, baseline in columns)]
+        for part in gains[baselines[0]][types[0]]["parts"]:
+            found = [{t: gains[baseline][t]["parts"][part]} for t, baseline in columns]
+            cells = [_gain(row, t) for row, (t, _) in zip(found, columns, strict=True)]
+            if set(cells) != {"-"}:
+                rows.append([f"{comparison['name'].removeprefix('report/')}, `{candidate}`", part, *cells])
+    if not rows:
+        raise RunError("the records hold no comparison that tells of its parts; collect its folder again.")
+    return markdown(header, rows)
+
+
 def _mean_and_sd(cell: dict) -> str:
     return f"{cell['mean']:.1f}" + (f" ± {cell['sd']:.1f}" if cell["sd"] is not None else "")
 
 
 def _gain(row: dict | None, iou_type: str) -> str:
-    if row is None:
+    if row is None or row[iou_type]["gain"] is None:  # of a baseline; of a size without objects
         return "-"
     gain = row[iou_type]
     low, high = gain["method_interval"] or gain["interval"]

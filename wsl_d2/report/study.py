@@ -290,6 +290,7 @@ def _compare(study: Study, output: Path, item: dict) -> list[str]:
             command=f"wsl-d2 study {study.path} --output {output} --report-only",
             images=study.fill(item["images"], output, stage, first.values),
             curves=curves,
+            seed_sd=item.get("seed_sd"),
         )
         texts += [*([place] if place else []), text, "", str(folder / "report.html")]
     return texts

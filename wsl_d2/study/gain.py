@@ -16,10 +16,12 @@ import json
 import math
 import os
 import random
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -27,7 +29,9 @@ from detectron2.config import CfgNode, get_cfg
 
 from wsl_d2.analysis.study import best_of_sweep
 from wsl_d2.checkpoint import IncompleteLoadError, WeightFile
+from wsl_d2.checkpoint.catalog import describe_public
 from wsl_d2.checkpoint.convert import shape_of
+from wsl_d2.checkpoint.weight_file import MissingFileError, missing_file
 from wsl_d2.coco import GroundTruth, read_coco
 from wsl_d2.config import find_config_file, load_config
 from wsl_d2.data.read.detection_check import SECONDS_AT_START, check_detection, compare_datasets
@@ -134,13 +138,19 @@ class GainStudy:
         """
         return Study.load(self.sweep).read_results(self.output / "sweep")
 
-    def write_study(self, rates: Mapping[str, float], num_seeds: int) -> Path:
-        """Writes and returns the study of both sides with the rates that were chosen for them."""
+    def write_study(self, rates: Mapping[str, float], num_seeds: int, seed_sd: float | None = None) -> Path:
+        """Writes and returns the study of both sides with the rates that were chosen for them.
+
+        Args:
+            rates: side -> learning rate.
+            num_seeds: trainings of each side.
+            seed_sd: see :func:`wsl_d2.analysis.compare_runs`.
+        """
         axes = {
             "arm": {side: ["SOLVER.BASE_LR", rates[side]] for side in self.question.sides},
             "seed": list(range(num_seeds)),
         }
-        report = {
+        report: dict = {
             "kind": "comparison",
             "stage": "detect",
             "arms": "arm",
@@ -148,6 +158,8 @@ class GainStudy:
             "ground_truth": _literal(self.question.val.resolve()),
             "images": _literal(self.question.val_images.resolve()),
         }
+        if seed_sd is not None:
+            report["seed_sd"] = seed_sd
         title = f"What {self.question.candidate[0]} adds to {self.question.baseline[0]} on {self.question.val.name}"
         return self._write(self.output / "gain.yaml", title, axes, ["SEED", "{seed}", "@arm"], [report], {})
 
@@ -170,12 +182,13 @@ class GainStudy:
         return path
 
 
-def prepare(question: Question, output: str | Path) -> GainStudy:
+def prepare(question: Question, output: str | Path, is_plan: bool = False) -> GainStudy:
     """Checks both datasets, decides what the question leaves open, and writes the twin configs.
 
     Args:
         question: what is asked.
         output: folder of all results; an earlier call with the same question goes on there.
+        is_plan: nothing will be trained yet, and public weights are not downloaded.
 
     Raises:
         FaultsError: a dataset has errors, one line each.
@@ -191,12 +204,13 @@ def prepare(question: Question, output: str | Path) -> GainStudy:
     has_masks = all("segm" in truth.iou_types for truth in (train, val))
     masks = question.mask == "on" or (question.mask == "auto" and has_masks)
     cfg = load_config(question.config_file, list(question.overrides))
-    files = {side: _read(weights) for side, weights in question.sides.items()}
+    files = {side: _read(weights, is_plan) for side, weights in question.sides.items()}
     architecture = question.architecture or _shared_architecture(files)
     if not architecture and cfg.MODEL.BACKBONE.NAME == get_cfg().MODEL.BACKBONE.NAME:
         raise ConfigError("the weights do not tell their architecture; name it by --architecture, or by --config-file.")
     if architecture and architecture not in RESNEXT_ARCHITECTURES:
         raise ConfigError(f"unknown architecture {architecture!r}; choose one of {', '.join(RESNEXT_ARCHITECTURES)}.")
+    _check_architecture(files, architecture or re.sub("^build_|(_fpn)?_backbone$", "", cfg.MODEL.BACKBONE.NAME))
     batch = question.batch_size or cfg.SOLVER.IMS_PER_BATCH
     usual = cfg.SOLVER.BASE_LR * batch / cfg.SOLVER.IMS_PER_BATCH
     total = question.budget * max(_LEAST_IMAGES, _EPOCHS * len(train.imgs))
@@ -208,7 +222,9 @@ def prepare(question: Question, output: str | Path) -> GainStudy:
         if name != "rates"
     }
     digests = {f"SHA-256 of {path.name}": sha256_of(path) for path in (question.train, question.val)}
-    claim_folder(output, described | digests, "comparison of pretrainings")
+    claim_folder(
+        output, described | digests, "comparison", work=["sweep", "detect"], stages=["sweep.yaml", "gain.yaml"]
+    )
 
     numbers = sorted(train.imgs)
     held_out = set(random.Random(0).sample(numbers, max(1, round(_HELD_OUT * len(numbers)))))
@@ -337,10 +353,25 @@ def _check(question: Question) -> list[str]:
     return [*train.warnings, *val.warnings]
 
 
-def _read(weights: str) -> WeightFile | None:
+class _Weights(NamedTuple):
+    path: str
+    architecture: str | None
+    statistics: Mapping | None
+
+
+def _read(weights: str, is_plan: bool) -> _Weights | None:
     if weights == SCRATCH:
         return None
-    return WeightFile.read(weights if "://" in weights else str(Path(weights).resolve()))
+    if is_plan and (public := describe_public(weights)):
+        return _Weights(weights, *public)
+    path = weights if "://" in weights else str(Path(weights).resolve())
+    try:
+        file = WeightFile.read(path)
+    except MissingFileError:
+        if re.match("(wsl|torchvision|timm)://", path):
+            raise
+        raise missing_file(path, SCRATCH) from None
+    return _Weights(file.path, architecture_of(file.backbone().tensors), file.statistics())
 
 
 def architecture_of(tensors: Mapping[str, torch.Tensor]) -> str | None:
@@ -353,21 +384,33 @@ def architecture_of(tensors: Mapping[str, torch.Tensor]) -> str | None:
     return shape.architecture if is_whole else None
 
 
-def _shared_architecture(files: Mapping[str, WeightFile | None]) -> str | None:
-    found = {side: architecture_of(file.backbone().tensors) for side, file in files.items() if file}
+def _shared_architecture(files: Mapping[str, _Weights | None]) -> str | None:
+    found = {side: file.architecture for side, file in files.items() if file}
     if len(set(found.values())) > 1:
         sides = ", ".join(f"{side} of {name or 'no known ResNeXt'}" for side, name in found.items())
         raise ConfigError(f"the weights are of different architectures ({sides}); compare weights of one.")
     return next(iter(found.values()), None)
 
 
-def _initialization(file: WeightFile | None, cfg: CfgNode, num_gpus: int) -> dict:
+def _check_architecture(files: Mapping[str, _Weights | None], architecture: str) -> None:
+    """Refuses weights that do not fill the backbone; those of a config's own builder are checked when it is built."""
+    for side, file in files.items():
+        found = file.architecture if file else architecture
+        if architecture in RESNEXT_ARCHITECTURES and found != architecture:
+            choose = f", or --architecture {found} with weights of it on both sides" if found else ""
+            raise ConfigError(
+                f"{side}: {file and file.path} holds a backbone of {found or 'no known ResNeXt'}, and {architecture} "
+                f"is to be trained; give weights of {architecture}{choose}."
+            )
+
+
+def _initialization(file: _Weights | None, cfg: CfgNode, num_gpus: int) -> dict:
     """The part of a config that is a side's own."""
     if file is None:  # random weights leave nothing to freeze
         norm = cfg.MODEL.RESNETS.NORM if cfg.MODEL.RESNETS.NORM != "FrozenBN" else "SyncBN" if num_gpus else "BN"
         return {"MODEL": {"WEIGHTS": "", "BACKBONE": {"FREEZE_AT": 0}, "RESNETS": {"NORM": norm}}}
     own: dict = {"MODEL": {"WEIGHTS": file.path}}
-    if statistics := file.statistics():
+    if statistics := file.statistics:
         own["MODEL"] |= {"PIXEL_MEAN": statistics["pixel_mean"], "PIXEL_STD": statistics["pixel_std"]}
         own["INPUT"] = {"FORMAT": statistics["input_format"]}
     return own

@@ -96,7 +96,7 @@ def pretrain(
         {
             "photos": str(photos.resolve()),
             "posts": [str(Path(post).resolve()) for post in posts],
-            "columns": dataclasses.asdict(columns),
+            **{name.replace("_", " "): value for name, value in dataclasses.asdict(columns).items()},
             "vocabulary": vocabulary,
             "min images": min_images,
             "held out": held_out,
@@ -108,7 +108,8 @@ def pretrain(
             "seed": seed,
         },
         "pretraining",
-        "The run's own settings are in pretrain.yaml there.",
+        work=["run"],
+        stages=["counts", "vocabulary.json", "shards", "train", "val", "pretrain.yaml"],
     )
     labels = _find_vocabulary(photos, posts, output, vocabulary, min_images, columns, workers, say)
     shards = _make_shards(photos, posts, output, labels, columns, workers, say)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wsl_d2.engine.cluster import make_executor, on_cluster
+from wsl_d2.engine.signals import Stopped
 from wsl_d2.files import write_atomically
 from wsl_d2.jobs import queued_jobs, submitting
 from wsl_d2.study.study import Cell, Study, StudyError
@@ -32,17 +33,22 @@ def expected_seconds(cell: Cell, finished: list[Cell]) -> float:
 def describe_plan(study: Study, cells: list[Cell], jobs: int) -> str:
     """Returns the table that is shown before anything runs: per stage its runs, those finished, and the cost left."""
     finished = [cell for cell in cells if cell.is_finished()]
-    lines = [study.title, f"{'stage':16}{'runs':>6}{'finished':>10}{'each':>9}{'left':>9}"]
-    total = 0.0
+    rows = [["stage", "runs", "finished", "each", "left"]]
+    work = total = 0.0
     for stage in study.stages:
         members = [cell for cell in cells if cell.stage == stage]
         missing = [cell for cell in members if cell not in finished]
         each = expected_seconds(members[0], finished)
         left = each * len(missing)
+        work += left
         total += left / (1 if members[0].all_cores else jobs)
-        lines.append(f"{stage:16}{len(members):6}{len(members) - len(missing):10}{_clock(each):>9}{_clock(left):>9}")
-    lines.append(f"about {_clock(total)} left with {jobs} run(s) at a time")
-    return "\n".join(lines)
+        numbers = f"{len(members):,}", f"{len(members) - len(missing):,}"
+        rows.append([stage, *numbers, format_duration(each), format_duration(left)])
+    rows.append(["total", f"{len(cells):,}", f"{len(finished):,}", "", format_duration(work)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    about = f"about {format_duration(total)} left with {jobs} run(s) at a time"
+    return "\n".join([study.title, *lines, about])
 
 
 def run_locally(
@@ -60,7 +66,7 @@ def run_locally(
     Raises:
         StudyError: a run failed, or ended without its result; the message has the last line of its log. The others are
             stopped.
-        KeyboardInterrupt: after the running ones were asked to stop.
+        KeyboardInterrupt, Stopped: after the running ones were asked to stop, and did.
     """
     done = {cell.name for cell in cells if cell.is_finished()}
     everything = list(cells)
@@ -73,7 +79,7 @@ def run_locally(
     def tell(text: str) -> None:
         finished = [cell for cell in everything if cell.name in done]
         left = _seconds_left(waiting, [(cell, start) for cell, _, start in running.values()], finished, jobs)
-        say(f"[{_clock(time.monotonic() - begin)}, about {_clock(left)} left] {text}")
+        say(f"[{format_duration(time.monotonic() - begin)}, about {format_duration(left)} left] {text}")
 
     try:
         while waiting or running:
@@ -114,7 +120,7 @@ def run_locally(
                     )
                 cell.note(time.monotonic() - start)
                 done.add(name)
-                tell(f"{name}: finished in {_clock(time.monotonic() - start)}")
+                tell(f"{name}: finished in {format_duration(time.monotonic() - start)}")
             if running and time.monotonic() - last_line > 30:
                 last_line = time.monotonic()
                 tell(
@@ -211,7 +217,7 @@ def run_on_cluster(
 
         try:
             failed = _wait_for(missing, at_work, say)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             if cluster == "slurm":
                 numbers = sorted({ids[cell.name].split("_")[0] for cell in missing})
                 say(f"the jobs run on; the same command waits for them again, `scancel {' '.join(numbers)}` ends them")
@@ -232,7 +238,7 @@ def _wait_for(cells: list[Cell], at_work: Callable[[], set[str]], say: Callable[
             waiting.remove(cell)
             for _ in range(10):  # on a shared file system its last file may be late
                 if cell.is_finished():
-                    say(f"{cell.name}: finished in {_clock(cell.seconds_taken() or 0)}")
+                    say(f"{cell.name}: finished in {format_duration(cell.seconds_taken() or 0)}")
                     break
                 time.sleep(1)
             else:
@@ -274,6 +280,9 @@ def last_line_of_log(cell: Cell) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "(no log)")
 
 
-def _clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Returns seconds as "3:07", "12:03:07", or from 48 hours on "2.5 days"."""
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:.1f} days"
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

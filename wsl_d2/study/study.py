@@ -60,8 +60,9 @@ _REPORT_KEYS = {
     "scaling": {"kind", "x", "series", "y"},
     "levels": {"kind", "x", "baseline", "y"},
     "sweep": {"kind", "x", "series", "y"},
-    "comparison": {"kind", "stage", "arms", "baselines", "ground_truth", "images", "curves"},
+    "comparison": {"kind", "stage", "arms", "baselines", "ground_truth", "images", "curves", "seed_sd"},
 }
+_OPTIONAL_KEYS = {"curves", "seed_sd"}
 
 
 class StudyError(UserError, ValueError):
@@ -227,7 +228,8 @@ class Study:
             refuse(f"labels: {unknown[0]!r} is no axis or result; there are {_list([*self.axes, *self.results])}.")
         for item in self.report:
             kind = item.get("kind")
-            if kind not in _REPORT_KEYS or item.keys() | {"curves"} != _REPORT_KEYS[kind] | {"curves"}:
+            allowed = _REPORT_KEYS.get(str(kind), set())
+            if not allowed - _OPTIONAL_KEYS <= item.keys() <= allowed:
                 refuse(
                     f"report {item}: kind is one of "
                     + "; ".join(f"{k} with {sorted(v)}" for k, v in _REPORT_KEYS.items())

@@ -19,6 +19,7 @@ from wsl_d2.config import check_devices
 from wsl_d2.data import HashtagDataset, register_datasets
 from wsl_d2.files import sha256_of, write_atomically
 from wsl_d2.hashtags import Vocabulary
+from wsl_d2.modeling import is_hashtag_classifier
 from wsl_d2.transfer.features import Features, ProbeError, extract_features, feature_key, open_probe_data
 from wsl_d2.transfer.linear_probe import HELD_OUT_FRACTION, L2_GRID, probe_features
 
@@ -62,7 +63,7 @@ def probe_backbone(
     from scipy import stats  # every training imports this module, and none waits for scipy
 
     output = Path(output)
-    if cfg.MODEL.META_ARCHITECTURE != "HashtagClassifier":
+    if not is_hashtag_classifier(cfg):
         raise ProbeError(
             f"the config trains a {cfg.MODEL.META_ARCHITECTURE}; a probe needs one of a HashtagClassifier."
         )

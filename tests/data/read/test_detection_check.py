@@ -232,6 +232,9 @@ def test_a_run_has_all_its_datasets_checked(registered, tmp_path, monkeypatch):
     with pytest.raises(FaultsError, match="no dataset 'absent' is registered"):
         check_run(config(DATASETS__TRAIN=("absent",)))
     assert len(check_run(registered, evaluation_alone=True)) == 1
+    (tmp_path / "val" / "objects.json").unlink()
+    with pytest.raises(FaultsError, match="cannot be read: No such file .* folder that DETECTRON2_DATASETS names"):
+        check_run(registered)
 
 
 def test_the_command_prints_a_table_and_exits_with_2_on_errors(tmp_path):
@@ -259,7 +262,7 @@ def test_a_training_stops_before_its_first_iteration_with_a_line_for_each_error(
     assert "NUM_CLASSES is 12" in output and "1 of 4 image files are not in" in output
     assert not (tmp_path / "run").exists()
     output = train(*opts, "MODEL.WEIGHTS", tmp_path / "absent.pth")
-    assert output == f"wsl-d2 train: no weight file {tmp_path}/absent.pth\n"
+    assert output.startswith(f"wsl-d2 train: no weight file {tmp_path}/absent.pth; give a file, wsl://..., ")
 
 
 def test_a_page_draws_the_annotations(tmp_path):

@@ -338,6 +338,12 @@ def _same_bytes(path: str, other: str) -> bool:
     return os.path.realpath(path) == os.path.realpath(other) or Path(path).read_bytes() == Path(other).read_bytes()
 
 
+_WHERE = (
+    " Detectron2's own datasets lie in the folder that DETECTRON2_DATASETS names, ./datasets if it is not set; of your "
+    "own data, give a row of DATASETS.COCO_FOLDERS and its name in place of {name}, or use wsl-d2 gain."
+)
+
+
 def check_run(cfg: CfgNode, evaluation_alone: bool = False) -> list[str]:
     """Checks the COCO datasets of a detector's config, on one process of each machine; called by all together.
 
@@ -382,7 +388,8 @@ def _check_datasets(cfg: CfgNode, train: Sequence[str]) -> tuple[list[str], list
                 keep=name in train,
             )
         except CocoError as error:
-            errors.append(str(error))
+            is_there = os.path.exists(metadata.json_file)
+            errors.append(f"{error}{'' if is_there else _WHERE.format(name=name)}")
             continue
         checks[name] = check
         for other in train:

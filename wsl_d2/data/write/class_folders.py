@@ -13,6 +13,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS
 from wsl_d2.data.read.decode import DamagedImageError, open_image
+from wsl_d2.data.read.shrink import UNCHANGED, Shrinking, shrink
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.runner import Workers
 from wsl_d2.data.write.source import claim_folder, finish_store
@@ -154,10 +156,11 @@ def _facts_of(item: _Item) -> list:
     return [item.key, item.image.label, item.image.name]
 
 
-def _load(item: _Item) -> Sample:
+def _load(item: _Item, shrinking: Shrinking) -> Sample:
     data = load_image(item.image.path, lambda _: item.image.read())
     try:
         open_image(data)
+        data = shrink(data, shrinking)
     except DamagedImageError as error:
         raise ValueError(str(error)) from error
     return item.key, data, {"hashtags": [item.token], "class": item.image.label, "file": item.image.name}
@@ -171,6 +174,7 @@ def make_class_shards(
     files: Iterable[str] | None = None,
     images_per_shard: int = 5_000,
     workers: Workers = 1,
+    shrinking: Shrinking = UNCHANGED,
 ) -> dict:
     """Writes class folders as a dataset of shards, in a random order that mixes the classes; can be repeated.
 
@@ -180,6 +184,7 @@ def make_class_shards(
         vocabulary: of the training set, for a validation set, whose labels must be the same.
         images_per_shard: images.
         workers: processes, or a cluster.
+        shrinking: how large images are stored.
 
     Returns:
         The manifest; "account" counts the images that were written and rejected, "skipped" those that are of no class.
@@ -201,6 +206,7 @@ def make_class_shards(
         "names_sha256": names,
         "vocabulary": vocabulary.checksum,
         "images_per_shard": images_per_shard,
+        **shrinking.facts(),
     }
     claim_folder(store, facts)
     order = np.random.Generator(np.random.Philox(0)).permutation(len(images))
@@ -213,9 +219,12 @@ def make_class_shards(
         ShardPart(f"shard-{number:06d}.tar", [items[i] for i in order[start : start + images_per_shard]])
         for number, start in enumerate(starts)
     )
-    writing = Writing(_load, _key_of, _facts_of, vocabulary, "class folders", store)
+    identity = ", ".join(["class folders", *map(str, shrinking.facts().values())])
+    writing = Writing(partial(_load, shrinking=shrinking), _key_of, _facts_of, vocabulary, identity, store)
     account = write_dataset(writing, parts, workers, total=len(starts))
-    return finish_store(store, vocabulary, {"account": dict(sorted(account.items())), "skipped": skipped})
+    return finish_store(
+        store, vocabulary, {"account": dict(sorted(account.items())), "skipped": skipped} | shrinking.facts()
+    )
 
 
 def _key(number: int, name: str) -> str:

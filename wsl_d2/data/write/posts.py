@@ -15,6 +15,7 @@ from wsl_d2.data.format.tar import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES
 from wsl_d2.data.posts.readers import detect_post_format, read_posts
 from wsl_d2.data.posts.table_images import TableImages
 from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
+from wsl_d2.data.read.shrink import UNCHANGED, Shrinking, shrink
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.remote import is_url, read_bytes
 from wsl_d2.data.runner import Workers
@@ -42,7 +43,12 @@ def _facts_of(post: Post) -> tuple:
 
 
 def load_post(
-    post: Post, images: str, found: ImageFolder | TableImages | None, check: str, only_labelled: Vocabulary | None
+    post: Post,
+    images: str,
+    found: ImageFolder | TableImages | None,
+    check: str,
+    only_labelled: Vocabulary | None,
+    shrinking: Shrinking,
 ) -> Sample:
     """Returns the sample of a post; ValueError is the reason for rejecting it.
 
@@ -52,6 +58,7 @@ def load_post(
         found: the images in that folder, or in a column of the table.
         check: one of ``IMAGE_CHECKS``.
         only_labelled: rejects posts that have no label of this vocabulary.
+        shrinking: how large images are stored.
     """
     key, hashtags, origin, table, row = post
     if only_labelled is not None and not len(only_labelled.labels(hashtags)):
@@ -63,13 +70,14 @@ def load_post(
         data = load_image(place, read_bytes)
     if len(data) > MAX_IMAGE_BYTES:
         raise ValueError("too large")
-    if check != "none":
-        try:
+    try:
+        if check != "none":
             image = open_image(data)
             if check == "full":
                 decode(image)
-        except DamagedImageError as error:
-            raise ValueError(error.reason) from error
+        data = shrink(data, shrinking)
+    except DamagedImageError as error:
+        raise ValueError(error.reason) from error
     return _key_of(post), data, {"hashtags": hashtags} | origin.metadata()
 
 
@@ -91,6 +99,7 @@ def make_shards(
     time_column: str = "",
     place_column: str = "",
     max_images_per_user: int | None = None,
+    shrinking: Shrinking = UNCHANGED,
 ) -> dict:
     """Writes posts and their images as shards, indexes them and finishes the dataset.
 
@@ -116,6 +125,7 @@ def make_shards(
             :mod:`wsl_d2.data.format.origin` tells; two columns of coordinates are "longitude,latitude". YFCC100M's are
             known.
         max_images_per_user: only so many posts of a poster are taken, the first ones; a post without an image counts.
+        shrinking: how large images are stored.
 
     Returns:
         The manifest; "account" in it says what became of the posts.
@@ -148,6 +158,7 @@ def make_shards(
         "only_labelled": only_labelled,
         "columns": [key_column, caption_column or hashtags_column, *filter(None, origin.values())],
         "max_images_per_user": max_images_per_user,
+        **shrinking.facts(),
     }
     account: Counter = Counter()
     options = {"key_column": key_column, "hashtags_column": hashtags_column, "caption_column": caption_column}
@@ -161,12 +172,17 @@ def make_shards(
     store = ShardStore(output)
     claim_folder(store, facts)
     load: Callable[[Post], Sample] = partial(
-        load_post, images=images, found=found, check=check, only_labelled=vocabulary if only_labelled else None
+        load_post,
+        images=images,
+        found=found,
+        check=check,
+        only_labelled=vocabulary if only_labelled else None,
+        shrinking=shrinking,
     )
-    identity = json.dumps([images, check, only_labelled])
+    identity = json.dumps([images, check, only_labelled, *shrinking.facts().values()])
     writing = Writing(load, _key_of, _facts_of, vocabulary, identity, store, is_url(images))
     account += write_dataset(writing, _parts(_chain(first, rows), images_per_shard, max_images_per_user), workers)
-    return finish_store(store, vocabulary, {"account": dict(sorted(account.items()))})
+    return finish_store(store, vocabulary, {"account": dict(sorted(account.items())), **shrinking.facts()})
 
 
 def _check_options(images: str, check: str, images_per_shard: int, max_images_per_user: int | None) -> None:
