@@ -4,6 +4,7 @@ Importing the package registers its backbones, the ``HashtagClassifier`` and the
 Detectron2; that is its one side effect. The command ``wsl-d2``, whose verbs import what they need, does without it.
 """
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -14,7 +15,9 @@ __all__ = ["__version__", "add_wsl_config", "get_config_file", "load_pretrained"
 
 
 def _is_command() -> bool:
-    """Whether this is a process of `wsl-d2` or `python -m wsl_d2`, the children of its pools included."""
+    """Whether this is a process of `wsl-d2` or `python -m wsl_d2`; its pools and jobs included."""
+    if "WSL_D2_JOB" in os.environ:  # set by wsl_d2.data.runner
+        return True
     program = Path(sys.argv[0] if sys.argv else "")
     if program.name == "-m":  # the package is imported before its __main__ runs
         return "wsl_d2" in sys.orig_argv[:4]

@@ -37,6 +37,10 @@ def dying_once(folder, part):
     return part
 
 
+def has_detectron2(_, part):
+    return "detectron2" in sys.modules
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_part_is_done_once(workers):
     assert sorted(run_parts(scaled, range(9), 10, workers=workers)) == [10 * part for part in range(9)]
@@ -57,6 +61,7 @@ def test_jobs_do_the_same(tmp_path, caplog):
     assert sorted(run_parts(dying_once, [1, 3], tmp_path, workers=cluster)) == [1, 3]
     assert re.search("^3: the process that did this was killed.*log.err", caplog.messages[0])
     assert not cluster.folder.exists()
+    assert list(run_parts(has_detectron2, [0], None, workers=cluster)) == [False]
     with pytest.raises(ValueError, match="part 3"):
         list(run_parts(failing, [3], None, workers=cluster))
 

@@ -1,10 +1,13 @@
 """`wsl-d2 duplicates`: judgements are kept, results belong to their images and options, refusals write nothing."""
 
 import csv
+import functools
 import html
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import torch
 
 from wsl_d2.cli.main import main
 from wsl_d2.duplicates import finder as finder_module
+from wsl_d2.duplicates import images as images_module
 from wsl_d2.duplicates import search as search_module
 
 FASTER = Path(__file__).resolve().parents[2] / "configs" / "Base-RCNN-FPN.yaml"
@@ -21,11 +25,11 @@ FASTER = Path(__file__).resolve().parents[2] / "configs" / "Base-RCNN-FPN.yaml"
 def run(folders, capsys, monkeypatch):
     """Runs the verb in the folder of ev and pre; returns what it prints, or with a code the line of its refusal."""
     monkeypatch.chdir(folders)
-    defaults = {"--pretraining": "pre", "--evaluation": "ev", "--output": "out"}
+    defaults = {"--pretraining": "pre", "--evaluation": "ev", "--output": "out", "--workers": 1}
 
     def call(*arguments, code=0, **others):
-        options = defaults | {f"--{name.replace('_', '-')}": str(value) for name, value in others.items()}
-        given = arguments or [word for name, value in options.items() if value != "" for word in (name, value)]
+        options = defaults | {f"--{name.replace('_', '-')}": value for name, value in others.items()}
+        given = arguments or [str(word) for name, value in options.items() if value != "" for word in (name, value)]
         capsys.readouterr()
         assert main(["duplicates", *map(str, given)]) == code
         printed = capsys.readouterr()
@@ -195,7 +199,7 @@ def test_results_inside_of_the_images(run, folders):
 
 
 def test_stopped_and_gone_on_with(run, folders, monkeypatch, capsys):
-    monkeypatch.setattr(finder_module, "_BATCH", 2)
+    monkeypatch.setattr(images_module, "_PART", 2)
     monkeypatch.setattr(search_module, "_SAVE_SECONDS", 0)
     find, seen = finder_module.DuplicateFinder.find, []
 
@@ -218,9 +222,30 @@ def test_stopped_and_gone_on_with(run, folders, monkeypatch, capsys):
     assert (folders / "out" / "pairs.csv").read_bytes() == (folders / "new" / "pairs.csv").read_bytes()
 
 
+def read_dying_once(read, source):
+    """Kills its process at p3.jpg of the first call."""
+    flag = Path(read.args[0]) / "died"
+    if source == "p3.jpg" and not flag.exists():
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(source)
+
+
+def test_processes_find_the_same_also_where_one_is_killed(run, folders, monkeypatch, caplog):
+    monkeypatch.setattr(images_module, "_PART", 2)
+    run(output="one")
+    pre = images_module.open_images(folders / "pre")
+    pre.read = functools.partial(read_dying_once, pre.read)
+    search_module.find_duplicates(images_module.open_images(folders / "ev"), pre, folders / "two", workers=2)
+    assert f"{folders / 'pre'}, images 2 to 3: the process that did this was killed" in caplog.text
+    for name in ("pairs.csv", "progress.json"):
+        assert (folders / "one" / name).read_bytes() == (folders / "two" / name).read_bytes()
+    assert {path.name for path in (folders / "two").iterdir()} == {"pairs.csv", "progress.json"}
+
+
 def test_a_finished_search_is_not_done_again(run, monkeypatch):
     run()
-    monkeypatch.setattr(search_module, "DuplicateFinder", None)
+    monkeypatch.setattr(search_module, "map_parts", None)
     assert "6 pairs" in run()
 
 
@@ -282,6 +307,6 @@ def test_features_are_part_of_the_results(run, folders, monkeypatch):
     (folders / "c.yaml").write_text(cfg.dump())
     model = HashtagClassifier(cfg)
     torch.save({"model": model.state_dict()}, folders / "w.pth")
-    assert "6 pairs" in run(config_file="c.yaml", weights="w.pth")
+    assert "6 pairs" in run(config_file="c.yaml", weights="w.pth", workers=2)
     assert all(float(row["cosine"]) > 0.5 for row in rows(folders / "out" / "pairs.csv"))
     assert "out holds results of other features: config" in run(code=2)

@@ -80,13 +80,13 @@ def test_another_programs_manifest_makes_no_dataset(folder):
 def test_the_fingerprint_is_of_names_and_content(folder, tmp_path):
     images = open_images(folder("pre", "a.jpg", "b.jpg"))
     shutil.copytree(tmp_path / "pre", tmp_path / "moved")
-    assert open_images(tmp_path / "moved").fingerprint == images.fingerprint
+    assert open_images(tmp_path / "moved").fingerprint() == images.fingerprint()
     data = bytearray((tmp_path / "moved" / "a.jpg").read_bytes())
     data[-5] ^= 1
     (tmp_path / "moved" / "a.jpg").write_bytes(data)  # of the same size
-    assert open_images(tmp_path / "moved").fingerprint != images.fingerprint
+    assert open_images(tmp_path / "moved").fingerprint() != images.fingerprint()
     (tmp_path / "pre" / "a.jpg").rename(tmp_path / "pre" / "c.jpg")
-    assert open_images(tmp_path / "pre").fingerprint != images.fingerprint
+    assert open_images(tmp_path / "pre").fingerprint() != images.fingerprint()
 
 
 def test_a_dataset_is_read_by_number(hashtag_folder):
@@ -95,7 +95,7 @@ def test_a_dataset_is_read_by_number(hashtag_folder):
     manifest = json.loads((hashtag_folder / "manifest.json").read_text())
     manifest["shards"][1]["sha256"] = "0" * 64
     (hashtag_folder / "manifest.json").write_text(json.dumps(manifest))
-    assert open_images(hashtag_folder).fingerprint != images.fingerprint
+    assert open_images(hashtag_folder).fingerprint() != images.fingerprint()
 
 
 def test_coco(folder, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wsl_d2.cli.verb import Verb
+from wsl_d2.cli.verb import Verb, add_runner, runner_of
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,10 +14,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--coco", type=Path, help="annotation file that lists the evaluation images")
     parser.add_argument("--output", type=Path, help="folder of results")
     parser.add_argument("--config-file", help="of a HashtagClassifier, for deep features")
-    parser.add_argument("--weights", help="of its backbone")
+    parser.add_argument("--weights", help="of its backbone; with a GPU --runner local is one process")
     parser.add_argument("--min-score", type=_score, default=0.85, help="correlation from which a pair is a duplicate")
     parser.add_argument("--judged", type=Path, help="pairs.csv with judgements")
     parser.add_argument("--correct", type=Path, help="JSON object of evaluation key -> true or false")
+    add_runner(parser)
 
 
 def _score(text: str) -> float:
@@ -67,7 +68,18 @@ def _search(args: argparse.Namespace) -> None:
 
     sets = {"evaluation": open_images(args.evaluation, args.coco), "pretraining": open_images(args.pretraining)}
     features = backbone_features(args.config_file, args.weights) if args.weights else None
-    found = find_duplicates(**sets, output=args.output, min_score=args.min_score, features=features)
+    workers = runner_of(args, args.output)
+    if features and isinstance(workers, int):
+        import torch
+
+        workers = 1 if torch.cuda.is_available() else workers  # the model is on the GPU once
+    found = find_duplicates(
+        **sets,
+        output=args.output,
+        min_score=args.min_score,
+        features=features,
+        workers=workers,
+    )
     rejected = found.judged.count("no")
     judged = f", {rejected:,} judged no" if rejected else ""
     share = f"{found.duplicated:,} of {len(found.progress.keys):,}"

@@ -6,8 +6,10 @@ and named; few parts wait at a time, so that they can be made while others run.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
+import os
 import shutil
 import signal
 import time
@@ -209,6 +211,16 @@ def _call_block(work: Callable, shared: Any, block: list) -> tuple[list, Excepti
     return results, None
 
 
+@contextlib.contextmanager
+def _marked() -> Iterator[None]:
+    """Jobs submitted inside of it know themselves as part of a command, and start without detectron2."""
+    os.environ["WSL_D2_JOB"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["WSL_D2_JOB"]
+
+
 class _Jobs:
     """Array jobs of a cluster, through submitit. The queue says which ones are gone: accounting is not everywhere."""
 
@@ -225,7 +237,7 @@ class _Jobs:
         self._looked = 0.0
 
     def submit(self, blocks: list[list]) -> list[Any]:
-        with submitting("--runner"), self.executor.batch():
+        with _marked(), submitting("--runner"), self.executor.batch():
             jobs = [self.executor.submit(_call_block, self.work, self.shared, block) for block in blocks]
         self._open |= set(jobs)
         self._looked = time.monotonic()

@@ -11,14 +11,14 @@ evaluation image is hashed as it is, mirrored, and in crops; each pretraining im
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from scipy.fft import dct
-from tqdm import tqdm
 
 from wsl_d2.data.read.decode import DamagedImageError, decode_image
 from wsl_d2.errors import UserError
@@ -133,67 +133,95 @@ def verify(evaluation: np.ndarray, pretraining: np.ndarray) -> float:
     return best
 
 
+class Pictures(NamedTuple):
+    """Images as they are compared; n of them.
+
+    Attributes:
+        numbers, keys: of those that can be decoded.
+        thumbnails: (n, 72, 72) uint16.
+        hashes: (n, variants, 8) uint8.
+        features: (n, D) float32 of norm 1; None without an extractor.
+    """
+
+    numbers: list[int]
+    keys: list[str]
+    thumbnails: np.ndarray
+    hashes: np.ndarray
+    features: np.ndarray | None
+
+
+def describe(
+    images: Iterable[tuple[int, tuple[str, bytes]]], damaged: dict[str, str], extractor: Extractor | None = None
+) -> list[Pictures]:
+    """Decodes (number, (key, encoded image)) of evaluation images; notes the keys of damaged ones with the reason."""
+    found = []
+    for batch in decoded_batches(images, damaged):
+        thumbnails = np.stack([thumbnail(picture) for picture in batch.pictures])
+        features = _unit(extractor(batch.pictures)) if extractor else None
+        found.append(Pictures(batch.numbers, batch.keys, thumbnails, _hashes(thumbnails, mirror=True), features))
+    return found
+
+
+def join(parts: Sequence[Pictures]) -> Pictures:
+    """Returns the pictures of several parts, at least one, as one.
+
+    Raises:
+        UserError: a key occurs twice.
+    """
+    keys = [key for part in parts for key in part.keys]
+    if twice := [key for key, times in Counter(keys).items() if times > 1]:
+        raise UserError(f"two evaluation images have the key {twice[0]!r}; keys must be unique.")
+    return Pictures(
+        [number for part in parts for number in part.numbers],
+        keys,
+        np.concatenate([part.thumbnails for part in parts]),
+        np.concatenate([part.hashes for part in parts]),
+        None if parts[0].features is None else np.concatenate([part.features for part in parts]),
+    )
+
+
+def load_faiss() -> Any:
+    """Returns the module; raises UserError where it is not installed."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError("the search for duplicates needs faiss: pip install faiss-cpu.") from error
+    return faiss
+
+
 class DuplicateFinder:
     """The evaluation images, ready to be compared with.
 
     Args:
-        images: (key, encoded image).
+        evaluation: the images, of :func:`join`.
         extractor: deep features; hashes alone if None.
         num_neighbours: candidates of each kind per pretraining image.
         max_hash_distance: bits of 64 in which a candidate's hash may differ.
         min_score: correlation, of four decimals, from which a candidate is a duplicate.
-
-    Attributes:
-        keys, numbers: of the images that can be decoded.
-        damaged: key -> reason, of those that cannot.
-
-    Raises:
-        UserError: no image can be decoded, or a key occurs twice.
     """
 
     def __init__(
         self,
-        images: Iterable[tuple[str, bytes]],
+        evaluation: Pictures,
         extractor: Extractor | None = None,
         *,
         num_neighbours: int = 21,
         max_hash_distance: int = 14,
         min_score: float = 0.85,
     ):
-        try:
-            import faiss
-        except ImportError as error:
-            raise UserError("the search for duplicates needs faiss: pip install faiss-cpu.") from error
+        faiss = load_faiss()
         self.extractor = extractor
         self.num_neighbours = num_neighbours
         self.max_hash_distance = max_hash_distance
         self.min_score = min_score
-        self.damaged: dict[str, str] = {}
-        self.keys: list[str] = []
-        self.numbers: list[int] = []
+        self.keys, self.numbers, self.thumbnails = evaluation.keys, evaluation.numbers, evaluation.thumbnails
+        self._variants = evaluation.hashes.shape[1]
         self._hash_index = faiss.IndexBinaryFlat(64)
+        self._hash_index.add(np.ascontiguousarray(evaluation.hashes.reshape(-1, 8)))
         self._feature_index = None
-        thumbnails, flat = [], []
-        for batch in decoded_batches(
-            enumerate(tqdm(images, unit="image", desc="evaluation", disable=None)), self.damaged
-        ):
-            self.keys += batch.keys
-            self.numbers += batch.numbers
-            thumbnails.append(np.stack([thumbnail(picture) for picture in batch.pictures]))
-            flat.append(_is_flat(thumbnails[-1]))
-            hashes = _hashes(thumbnails[-1], mirror=True)
-            self._variants = hashes.shape[1]
-            self._hash_index.add(np.ascontiguousarray(hashes.reshape(-1, 8)))
-            if extractor:
-                features = _unit(extractor(batch.pictures))
-                self._feature_index = self._feature_index or faiss.IndexFlatIP(features.shape[1])
-                self._feature_index.add(features)
-        if not self.keys:
-            raise nothing_decoded(getattr(images, "place", "the evaluation set"), self.damaged)
-        if len(set(self.keys)) != len(self.keys):
-            twice = next(key for number, key in enumerate(self.keys) if key in self.keys[:number])
-            raise UserError(f"two evaluation images have the key {twice!r}; keys must be unique.")
-        self.thumbnails, self.is_flat = np.concatenate(thumbnails), np.concatenate(flat)
+        if evaluation.features is not None:
+            self._feature_index = faiss.IndexFlatIP(evaluation.features.shape[1])
+            self._feature_index.add(np.ascontiguousarray(evaluation.features))
 
     def find(
         self, keys: Sequence[str], pictures: Sequence[Image.Image], numbers: Sequence[int] | None = None
@@ -221,9 +249,10 @@ class DuplicateFinder:
         flat = _is_flat(thumbnails)
         pairs = []
         for (evaluation, image), (distance, cosine) in candidates.items():
-            if flat[image] or self.is_flat[evaluation]:
+            known = self.thumbnails[evaluation]
+            if flat[image] or _is_flat(known[None])[0]:
                 continue
-            score = round(verify(self.thumbnails[evaluation], thumbnails[image]), 4)
+            score = round(verify(known, thumbnails[image]), 4)
             if score >= self.min_score:
                 bits = int(distance) if distance <= 64 else -1
                 places = self.numbers[evaluation], numbers[image] if numbers else -1

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from wsl_d2.data.format.manifest import MANIFEST, VOCABULARY
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS
 from wsl_d2.data.remote import is_url
+from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.data.write.class_folders import is_left_by_a_system
 from wsl_d2.errors import UserError
 
+_PART = 512  # images
 _ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 
@@ -27,8 +28,8 @@ class Images(Sequence[tuple[str, bytes]]):
 
     Args:
         place: folder, file or URL, for messages.
-        length: number of images.
-        read: number -> (key, encoded image).
+        sources: what `read` makes an image of, by number.
+        read: source -> (key, encoded image); can be sent to other processes.
         digest: of all keys and contents, where one is known without reading them.
         skipped: kind -> number of files and folders that were passed over.
     """
@@ -36,34 +37,84 @@ class Images(Sequence[tuple[str, bytes]]):
     def __init__(
         self,
         place: str | Path,
-        length: int,
-        read: Callable[[int], tuple[str, bytes]],
+        sources: Sequence,
+        read: Callable[[Any], tuple[str, bytes]],
         digest: str = "",
         skipped: Mapping[str, int] | None = None,
     ):
         self.place = str(place)
+        self.sources = sources
+        self.read = read
         self.skipped = dict(sorted((skipped or {}).items()))
-        self._length = length
-        self._read = read
         self._digest = digest
 
     def __len__(self) -> int:
-        return self._length
+        return len(self.sources)
 
     def __getitem__(self, number):
-        if not 0 <= number < self._length:
+        if not 0 <= number < len(self):
             raise IndexError(number)
-        return self._read(number)
+        return self.read(self.sources[number])
 
-    @cached_property
-    def fingerprint(self) -> dict[str, Any]:
-        """The number of images, and a SHA-256 of their keys and contents."""
-        if self._digest:
-            return {"images": len(self), "sha256": self._digest}
-        digest = hashlib.sha256()
-        for key, data in tqdm(self, unit="image", desc=f"checksums of {self.place}", disable=None):
-            digest.update(json.dumps([key, hashlib.sha256(data).hexdigest()]).encode())
-        return {"images": len(self), "sha256": digest.hexdigest()}
+    def fingerprint(self, workers: Workers = 1) -> dict[str, Any]:
+        """Returns the number of images, and a SHA-256 of their keys and contents."""
+        if not self._digest:
+            digest = hashlib.sha256()
+            for _, lines in map_parts(_checksums, self, self.read, workers):
+                digest.update("".join(lines).encode())
+            self._digest = digest.hexdigest()
+        return {"images": len(self), "sha256": self._digest}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of a set, the same ones wherever they are looked at.
+
+    Attributes:
+        place: of the set.
+        begin: number of the first of them.
+        sources: of :class:`Images`.
+    """
+
+    place: str
+    begin: int
+    sources: Sequence
+
+    def __str__(self) -> str:
+        return f"{self.place}, images {self.begin} to {self.begin + len(self.sources) - 1}"
+
+    def read(self, read: Callable[[Any], tuple[str, bytes]]) -> Iterator[tuple[int, tuple[str, bytes]]]:
+        """Yields (number, (key, encoded image))."""
+        return ((number, read(source)) for number, source in enumerate(self.sources, self.begin))
+
+
+def map_parts(
+    work: Callable[[Any, Part], Any], images: Images, shared: Any, workers: Workers, begin: int = 0
+) -> Iterator[tuple[int, Any]]:
+    """Yields (number behind its last image, ``work(shared, part)``) of every part of a set, in order.
+
+    Args:
+        work, shared, workers: of :func:`wsl_d2.data.runner.run_parts`.
+        begin: number of the first image.
+    """
+    starts = range(begin, len(images), _PART)
+    parts = (Part(images.place, start, images.sources[start : start + _PART]) for start in starts)
+    early: dict[int, tuple[int, Any]] = {}
+    for start, *result in run_parts(
+        functools.partial(_placed, work), parts, shared, workers=workers, unit="part", total=len(starts)
+    ):
+        early[start] = tuple(result)
+        while begin in early:
+            begin, found = early.pop(begin)
+            yield begin, found
+
+
+def _placed(work: Callable[[Any, Part], Any], shared: Any, part: Part) -> tuple[int, int, Any]:
+    return part.begin, part.begin + len(part.sources), work(shared, part)
+
+
+def _checksums(read: Callable[[Any], tuple[str, bytes]], part: Part) -> list[str]:
+    return [json.dumps([key, hashlib.sha256(data).hexdigest()]) for _, (key, data) in part.read(read)]
 
 
 def open_images(folder: str | Path, annotations: str | Path | None = None) -> Images:
@@ -87,13 +138,17 @@ def _images_of_dataset(folder: str | Path) -> Images:
     from wsl_d2.data.read.dataset import HashtagDataset  # takes seconds to import
 
     dataset = HashtagDataset(folder)
-
-    def read(number: int) -> tuple[str, bytes]:
-        sample = dataset[number]
-        return sample["key"], sample["image"]
-
     digest = hashlib.sha256(f"{dataset.shards_sha256} {dataset.labels_sha256}".encode()).hexdigest()
-    return Images(folder, len(dataset), read, digest)
+    return Images(folder, range(len(dataset)), functools.partial(_read_sample, dataset), digest)
+
+
+def _read_sample(dataset: Any, number: int) -> tuple[str, bytes]:
+    sample = dataset[number]
+    return sample["key"], sample["image"]
+
+
+def _read_file(folder: Path, key: str) -> tuple[str, bytes]:
+    return key, (folder / key).read_bytes()
 
 
 def _images_of_folder(folder: Path) -> Images:
@@ -105,7 +160,7 @@ def _images_of_folder(folder: Path) -> Images:
             f"{folder} holds no image ({', '.join(_ENDINGS)}) and is no finished dataset of shards; "
             f"skipped: {left_out or 'nothing'}."
         )
-    return Images(folder, len(keys), lambda number: (keys[number], (folder / keys[number]).read_bytes()), "", skipped)
+    return Images(folder, keys, functools.partial(_read_file, folder.absolute()), skipped=skipped)
 
 
 def _image_files(root: Path, skipped: Counter[str]) -> Iterator[str]:
@@ -164,4 +219,4 @@ def _images_of_coco(annotations: str | Path, folder: Path) -> Images:
             raise UserError(f"{annotations}: image {number} of the list has no file_name.")
         if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
             raise UserError(f"{annotations}: file name {name!r} leads out of {folder}; refused.")
-    return Images(folder, len(names), lambda number: (names[number], (folder / names[number]).read_bytes()))
+    return Images(folder, names, functools.partial(_read_file, folder.absolute()))

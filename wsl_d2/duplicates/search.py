@@ -8,16 +8,30 @@ longer in it.
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
+import numpy as np
 
-from wsl_d2.duplicates.finder import DuplicateFinder, Extractor, Pair, by_score, decoded_batches, nothing_decoded
-from wsl_d2.duplicates.images import Images
+from wsl_d2.data.runner import Workers
+from wsl_d2.duplicates.finder import (
+    DuplicateFinder,
+    Extractor,
+    Pair,
+    Pictures,
+    by_score,
+    decoded_batches,
+    describe,
+    join,
+    load_faiss,
+    nothing_decoded,
+)
+from wsl_d2.duplicates.images import Images, Part, map_parts
 from wsl_d2.duplicates.judgements import COLUMNS, Row, digest, read_judgements, write_rows
 from wsl_d2.errors import UserError
 from wsl_d2.files import write_atomically
@@ -100,6 +114,7 @@ def find_duplicates(
     *,
     min_score: float = 0.85,
     features: Features | None = None,
+    workers: Workers = 1,
 ) -> Found:
     """Compares two sets of images and writes the results; an interrupted call goes on where it was.
 
@@ -108,6 +123,7 @@ def find_duplicates(
         output: folder of results; judgements in it are kept.
         min_score: correlation from which a pair is a duplicate.
         features: bring further candidates.
+        workers: processes or a cluster, which read and compare the images; the results are the same.
 
     Raises:
         UserError: the folder has results of other images or options, or a table that cannot be read (nothing was
@@ -117,8 +133,8 @@ def find_duplicates(
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is no folder; choose another --output.")
     facts = {
-        "evaluation": evaluation.fingerprint,
-        "pretraining": pretraining.fingerprint,
+        "evaluation": evaluation.fingerprint(workers),
+        "pretraining": pretraining.fingerprint(workers),
         "features": features.facts if features else None,
     }
     images = digest([facts["evaluation"], facts["pretraining"]], 8)
@@ -128,11 +144,15 @@ def find_duplicates(
     _check(output, progress, facts, min_score)
     read_judgements(tables, images)
     if progress.done < len(pretraining):
-        finder = DuplicateFinder(evaluation, features.load() if features else None, min_score=progress.min_score)
-        progress.keys, progress.damaged["evaluation"] = finder.keys, finder.damaged
+        load_faiss()
+        threads = 1 if isinstance(workers, int) and workers > 1 else None
+        search = _Search(features.load if features else None, progress.min_score, threads)
+        known = _describe_all(search, evaluation, workers, progress.damaged["evaluation"])
+        progress.keys = known.keys
         output.mkdir(parents=True, exist_ok=True)
         progress.save(path)
-        search(finder, pretraining, progress, path)
+        with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=output.absolute()) as folder:
+            _compare_all(search.against(known, folder), pretraining, workers, progress, path)
     if len(progress.damaged["pretraining"]) == len(pretraining):
         raise nothing_decoded(pretraining.place, progress.damaged["pretraining"])
     pairs = sorted((pair for pair in progress.pairs.values() if pair.score >= min_score), key=by_score)
@@ -174,31 +194,88 @@ def _rows(pairs: Sequence[Pair], search_id: str) -> Iterator[tuple[str, Row]]:
         yield pair, row | {"id": f"{search_id}-{pair}"}
 
 
-def search(finder: DuplicateFinder, images: Images, progress: Progress, path: Path) -> None:
-    """Streams pretraining images past the finder from where the progress ends, and saves it now and then.
+@dataclass
+class _Search:
+    """What all parts of a search share; a process loads what it needs of it once.
 
-    Args:
-        finder: the evaluation images.
-        images: the pretraining images.
-        progress: is brought up to date; of images with the same key the best pair counts.
-        path: of its file.
+    Attributes:
+        load_extractor: of deep features.
+        min_score: of the pairs that are kept.
+        threads: of a process; None for the libraries' own choice.
+        known: numbers and keys of the evaluation images.
+        files: name of an array of them -> its file, which the processes of a machine share in memory.
     """
-    remaining = ((number, images[number]) for number in range(progress.done, len(images)))
+
+    load_extractor: Callable[[], Extractor] | None
+    min_score: float
+    threads: int | None
+    known: tuple[list[int], list[str]] = ([], [])
+    files: dict[str, str] = field(default_factory=dict)
+
+    def against(self, known: Pictures, folder: str) -> _Search:
+        """Returns the search with these evaluation images, whose arrays it writes to a folder."""
+        files = {}
+        for name in ("thumbnails", "hashes", *(["features"] if known.features is not None else [])):
+            files[name] = f"{folder}/{name}.npy"
+            np.save(files[name], getattr(known, name))
+        return replace(self, known=(known.numbers, known.keys), files=files)
+
+    @cached_property
+    def extractor(self) -> Extractor | None:
+        if self.load_extractor and self.threads:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        return self.load_extractor() if self.load_extractor else None
+
+    @cached_property
+    def finder(self) -> DuplicateFinder:
+        if self.threads:
+            load_faiss().omp_set_num_threads(self.threads)
+        arrays: dict[str, Any] = {"features": None}
+        arrays |= {name: np.load(file, mmap_mode="r") for name, file in self.files.items()}
+        return DuplicateFinder(Pictures(*self.known, **arrays), self.extractor, min_score=self.min_score)
+
+
+def _describe_part(shared: tuple[_Search, Callable], part: Part) -> tuple[list[Pictures], dict[str, str]]:
+    search, read = shared
+    damaged: dict[str, str] = {}
+    return describe(part.read(read), damaged, search.extractor), damaged
+
+
+def _describe_all(search: _Search, images: Images, workers: Workers, damaged: dict[str, str]) -> Pictures:
+    found = []
+    for _, (pictures, bad) in map_parts(_describe_part, images, (search, images.read), workers):
+        found += pictures
+        damaged |= bad
+    if not found:
+        raise nothing_decoded(images.place, damaged)
+    return join(found)
+
+
+def _compare_part(shared: tuple[_Search, Callable], part: Part) -> tuple[list[Pair], dict[str, str]]:
+    search, read = shared
+    damaged: dict[str, str] = {}
+    batches = decoded_batches(part.read(read), damaged)
+    return [
+        pair for batch in batches for pair in search.finder.find(batch.keys, batch.pictures, batch.numbers)
+    ], damaged
+
+
+def _compare_all(search: _Search, images: Images, workers: Workers, progress: Progress, path: Path) -> None:
+    """Compares the images from where the progress ends, and saves it now and then; of the same key the best counts."""
     saved = time.monotonic()
     try:
-        with tqdm(total=len(images), initial=progress.done, unit="image", desc="pretraining", disable=None) as bar:
-            for batch in decoded_batches(remaining, progress.damaged["pretraining"]):
-                for pair in finder.find(batch.keys, batch.pictures, batch.numbers):
-                    known = progress.pairs.setdefault((pair.evaluation, pair.pretraining), pair)
-                    if pair.score > known.score:
-                        progress.pairs[pair.evaluation, pair.pretraining] = pair
-                progress.done = batch.numbers[-1] + 1
-                bar.update(progress.done - bar.n)
-                bar.set_postfix(pairs=len(progress.pairs), refresh=False)
-                if time.monotonic() - saved >= _SAVE_SECONDS:
-                    progress.save(path)
-                    saved = time.monotonic()
-        progress.done = len(images)
+        for done, (pairs, damaged) in map_parts(_compare_part, images, (search, images.read), workers, progress.done):
+            for pair in pairs:
+                known = progress.pairs.setdefault((pair.evaluation, pair.pretraining), pair)
+                if pair.score > known.score:
+                    progress.pairs[pair.evaluation, pair.pretraining] = pair
+            progress.damaged["pretraining"] |= damaged
+            progress.done = done
+            if time.monotonic() - saved >= _SAVE_SECONDS:
+                progress.save(path)
+                saved = time.monotonic()
     finally:
         progress.save(path)
 

@@ -170,6 +170,7 @@ class HashtagMapping:
             self._words = self._table.words
             self._label_of_synset = {synset: label for label, synset in enumerate(self.vocabulary.synsets)}
             self._stop_hashtags = stop_hashtags()
+            self._brands = frozenset(word for word, reason in self._stop_hashtags.items() if reason == "brand")
 
     def __getstate__(self) -> dict:
         return {"vocabulary": self.vocabulary, "policy": self.policy}
@@ -254,7 +255,8 @@ class HashtagMapping:
             own = None
         labels = [own] if own is not None else []
         possible = senses[:1] if is_head else senses
-        labels += [self._label_of_synset[synset] for synset in possible if synset in self._label_of_synset]
+        label_of = self._label_of_synset.get
+        labels += [label for synset in possible if (label := label_of(synset)) is not None]
         level = list(senses[:1])
         seen = set(level)
         distance = 0
@@ -335,10 +337,10 @@ class HashtagMapping:
             words = words[: words.index(link)]
         if not words or not _WORDS_OF_PHRASES.isdisjoint(words):
             return _PHRASE
-        if any(self._stop_hashtags.get(word) == "brand" for word in words):
+        if not self._brands.isdisjoint(words):
             return _PHRASE
-        # The longest noun at the end: "new york city" before "city".
-        for start in range(len(words)):
+        # The longest noun at the end: "new york city" before "city". All words together were looked up as a single one.
+        for start in range("".join(words) in (key, key.rstrip(_DIGITS)), len(words)):
             head = "".join(words[start:])
             for candidate in (head, *self._table.singulars(head)):
                 if start and candidate in _ATTITUDES:
@@ -366,18 +368,18 @@ class HashtagMapping:
             if not (_MIN_COMPOUND <= len(shorter) <= _MAX_COMPOUND and shorter.isascii() and shorter.isalpha()):
                 return []
             parts = split_words(shorter)
-        if len(parts) < 2 or not all(map(self._is_word, parts)):
+        if len(parts) < 2:
             return []
-        # Short pieces are how a splitter cuts up what it does not know: "dogstagram" is no "dogs tag ram".
         content = [part for part in parts if part not in _SMALL_WORDS]
-        if is_split and 2 * sum(map(len, content)) < 7 * len(content):
-            return []
-        return parts
+        if is_split:
+            # Short pieces are how a splitter cuts up what it does not know: "dogstagram" is no "dogs tag ram".
+            if 2 * sum(map(len, content)) < 7 * len(content):
+                return []
+            content = [part for part in content if len(part) < 4]  # the splitter knows the others
+        return parts if all(map(self._is_word, content)) else []
 
     def _is_word(self, part: str) -> bool:
         """Whether a piece of a compound is a word; short ones of the splitter's list are mostly none."""
-        if part in _SMALL_WORDS:
-            return True
         return len(part) >= 3 and (
             part in self._words
             or part in self._label_of_key

@@ -33,26 +33,50 @@ def _words_and_beginnings() -> dict[str, float | None]:
     return beginnings | known_words()
 
 
+class _Heads(dict[str, tuple[list[tuple[int, float]], bool]]):
+    """The first three letters of a text -> (length, logarithm) of the words that end in them, the shortest first, and
+    whether a longer word can begin with them; all who ask for the same letters share one answer."""
+
+    def __missing__(self, letters: str) -> tuple[list[tuple[int, float]], bool]:
+        known = _words_and_beginnings()
+        ends = range(1, len(letters) + 1)
+        words = [(end, log) for end in ends if (log := known.get(letters[:end])) is not None]
+        self[letters] = found = words, len(letters) == _HEAD and letters in known
+        return found
+
+
+_HEAD = 3
+_heads = _Heads()
+
+
 def split_words(text: str) -> list[str]:
     """Returns the words of a text whose product of probabilities is the greatest; none if it is not all words."""
     known = _words_and_beginnings().get
-    logs: list[float | None] = [0.0, *[None] * len(text)]  # by end: of the best split up to there
-    starts = [0] * (len(text) + 1)  # of the last word of that split
-    for start in range(len(text)):
+    size = len(text)
+    logs: list[float | None] = [0.0, *[None] * size]  # by end: of the best split up to there
+    starts = [0] * (size + 1)  # of the last word of that split
+    for start in range(size):
         before = logs[start]
         if before is None:
             continue
-        for end in range(start + 1, len(text) + 1):
-            log = known(text[start:end], 0.0)
-            if log == 0.0:
+        short, is_longer = _heads[text[start : start + _HEAD]]
+        for length, log in short:
+            best, found = logs[start + length], before + log
+            if best is None or best < found:
+                logs[start + length], starts[start + length] = found, start
+        if not is_longer:
+            continue
+        for end in range(start + _HEAD + 1, size + 1):
+            longer = known(text[start:end], 0.0)
+            if longer == 0.0:
                 break
-            if log is not None:
-                best, found = logs[end], before + log
+            if longer is not None:
+                best, found = logs[end], before + longer
                 if best is None or best < found:
                     logs[end], starts[end] = found, start
     if logs[-1] is None:
         return []
-    words, end = [], len(text)
+    words, end = [], size
     while end:
         words.append(text[starts[end] : end])
         end = starts[end]
