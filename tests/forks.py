@@ -7,6 +7,7 @@ import ctypes
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 from multiprocessing import forkserver
@@ -72,6 +73,7 @@ def _run(script: str, arguments: list[str], environ: dict, log: str, cwd, namesp
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{log}.{name}", os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
     os.chdir(cwd)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where `nohup` runs the tests
     os.environ.clear()
     os.environ.update(environ)
     sys.argv = arguments

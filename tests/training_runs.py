@@ -106,6 +106,7 @@ class Run:
             return self.process.wait(timeout)
         self.process.join(timeout)
         if self.process.exitcode is None:
+            self.process.kill()  # else the tests' own process would wait for it at its end
             raise TimeoutError(f"the run still goes on after {timeout} s:\n{self.output[-3000:]}")
         return self.process.exitcode
 

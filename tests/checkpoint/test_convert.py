@@ -264,7 +264,7 @@ def test_errors_of_the_command_are_one_line_and_exit_with_2(small_file, tmp_path
     assert not x.exists() and not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("architecture", ["resnext50_32x4d", "resnext101_32x48d"])
+@pytest.mark.parametrize("architecture", ["resnext50_32x4d", pytest.param("resnext101_32x48d", marks=pytest.mark.long)])
 def test_a_folder_that_timm_loads_as_it_stands(architecture, folder, monkeypatch):
     blocks = (1, 1, 1, 1)  # the width of the architecture, and few blocks
     _, groups, width = RESNEXT_ARCHITECTURES[architecture]

@@ -28,7 +28,7 @@ def test_a_run_records_every_iteration_and_exports_its_backbone(whole_run):
         assert torch.equal(tensor, final[f"backbone.{name}"]), name
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "launch"])
+@pytest.mark.parametrize("launcher", ["launch", pytest.param("torchrun", marks=pytest.mark.long)])
 def test_two_processes_give_the_loss_curve_of_one(datasets, tmp_path, launcher):
     """The one process forms batch-norm groups of the same 4 images by micro-batches."""
     train(datasets, tmp_path / "one", SOLVER__IMS_PER_MICRO_BATCH=4)

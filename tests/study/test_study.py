@@ -1,7 +1,9 @@
 """Study files: what they plan, what they refuse, that finished runs are kept, and what the report says."""
 
 import contextlib
+import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -175,9 +177,9 @@ time.sleep(600)
 def test_a_signal_to_a_study_lets_its_trainings_save_and_leaves_no_process(toy, number):
     (toy.parent / "tool.py").write_text(TRAINING)
     command = [sys.executable, "-m", "wsl_d2", "study", toy, "--output", toy.parent / "out", "--jobs", "2"]
-    process = subprocess.Popen(
-        command, cwd=toy.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    heeded = functools.partial(signal.signal, number, signal.SIG_DFL)  # also where `nohup` runs the tests
+    process = subprocess.Popen(command, cwd=toy.parent, preexec_fn=heeded, **options)
     try:
         while len(list(toy.parent.rglob("begun"))) < 2:
             assert process.poll() is None, process.communicate()
@@ -185,7 +187,7 @@ def test_a_signal_to_a_study_lets_its_trainings_save_and_leaves_no_process(toy, 
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
     assert process.returncode == (130 if number == signal.SIGINT else 75), errors
     assert errors.strip() == "wsl-d2 study: stopped; finished runs are kept, and the same command goes on."
     assert len(list(toy.parent.rglob("saved"))) == 2 and not processes_with(str(toy.parent))
