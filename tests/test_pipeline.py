@@ -102,6 +102,7 @@ def test_demo_from_rendering_to_the_page(study):
     # A detector that was trained predicts, and all records are kept in one file.
     found = output / "found"
     images = output / "world" / "world=0" / "miniworld" / "detection" / "val"
+    assert "a lower --threshold" in wsl_d2("predict", detection, images, "--output", found, "--threshold", 1)
     wsl_d2("predict", detection, images, "--output", found, "--threshold", 0)
     assert len(list(found.glob("*.jpg"))) == len(list(images.glob("*.jpg"))) > 0
     assert {row["category"] for row in json.loads((found / "predictions.json").read_text())} <= categories(images)

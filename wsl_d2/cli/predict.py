@@ -46,6 +46,8 @@ def predict(args: argparse.Namespace) -> None:
     for number, (path, objects) in enumerate(room.predict(predictor, paths, names, args.output, args.threshold), 1):
         found += objects
         print(f"[{number}/{len(paths)}] {path}: {objects} objects", flush=True)
+    if not found:
+        print(f"no object has a score of {args.threshold:g}; a lower --threshold shows those that the detector doubts")
     print(f"{found:,} objects in {len(paths):,} images: {args.output / 'predictions.json'}, and drawn beside it")
 
 

@@ -340,7 +340,8 @@ def _same_bytes(path: str, other: str) -> bool:
 
 _WHERE = (
     " Detectron2's own datasets lie in the folder that DETECTRON2_DATASETS names, ./datasets if it is not set; of your "
-    "own data, give a row of DATASETS.COCO_FOLDERS and its name in place of {name}, or use wsl-d2 gain."
+    "own data, give DATASETS.COCO_FOLDERS \"[['mine', '/path/of/train.json', '/path/of/images']]\" and the name in "
+    "place of {name}, or use wsl-d2 gain."
 )
 
 
