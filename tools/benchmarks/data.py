@@ -27,6 +27,7 @@ from torchvision import datasets, transforms
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
+from wsl_d2.data.read.decode import open_image
 from wsl_d2.data.read.mapper import HashtagMapper, sample_crop
 from wsl_d2.data.read.shrink import Shrinking, shrink
 
@@ -240,7 +241,7 @@ def measure_decoding(count: int, rounds: int) -> None:
         crops = {f"wsl_d2 {name}": wsl_crop(name) for name in ("fast", "exact")} | peers | bounds()
         contestants = {name: over(crop, jpegs) for name, crop in crops.items()}
         if min(size) > STORED.short_side:
-            stored = [shrink(data, STORED) for data in jpegs]
+            stored = [shrink(open_image(data), STORED) for data in jpegs]
             share = sum(map(len, stored)) / sum(map(len, jpegs))
             print(f"stored with --short-side {STORED.short_side} --quality {STORED.quality}: {share:.0%} of the bytes")
             contestants["wsl_d2 fast, stored so"] = over(wsl_crop("fast"), stored)

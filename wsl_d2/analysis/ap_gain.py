@@ -23,7 +23,7 @@ from wsl_d2.analysis.gain import BootstrapEstimate, gain_of
 from wsl_d2.analysis.matches import ClassMatches, as_ground_truth, class_matches, evaluate
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_AREAS = {"APs": "small", "APm": "medium", "APl": "large"}  # in pycocotools' words; keypoints have no small ones
+SIZES = {"APs": "small", "APm": "medium", "APl": "large"}  # in pycocotools' words; keypoints have no small ones
 _THRESHOLDS = {"AP50": slice(0, 1), "AP75": slice(5, 6)}  # of IoU or OKS 0.50:0.05:0.95
 _RESAMPLES_AT_A_TIME = 1000
 
@@ -77,7 +77,7 @@ def bootstrap_evaluation(evaluation: COCOeval, counts: np.ndarray) -> BootstrapA
     metrics = {}
     areas = evaluation.params.areaRngLbl
     for metric in METRICS:
-        thresholds, label = _THRESHOLDS.get(metric, slice(None)), _AREAS.get(metric, "all")
+        thresholds, label = _THRESHOLDS.get(metric, slice(None)), SIZES.get(metric, "all")
         if label not in areas:
             continue
         area = areas.index(label)

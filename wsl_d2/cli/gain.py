@@ -59,7 +59,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--architecture", help="of the backbone; that of the weights if left out")
     parser.add_argument("--config-file", default="Base-RCNN-FPN.yaml", metavar="FILE", help="detector of both sides")
     parser.add_argument(
-        "--learning-rates", type=rates, default=[], help="of which each side gets its best, as 0.02,0.01; 4 if left out"
+        "--learning-rates", type=rates, default=(), help="of which each side gets its best, as 0.02,0.01; 4 if left out"
     )
     parser.add_argument("--seed-sd", type=float, help="AP between trainings to assume, for a side with one alone")
     parser.add_argument("--num-gpus", type=int, help="of each run; all of this machine if left out, 0 for the CPU")

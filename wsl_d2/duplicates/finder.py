@@ -140,6 +140,7 @@ class Pictures(NamedTuple):
         numbers, keys: of those that can be decoded.
         thumbnails: (n, 72, 72) uint16.
         hashes: (n, variants, 8) uint8.
+        is_flat: (n,) bool, of those that are too even to be told apart.
         features: (n, D) float32 of norm 1; None without an extractor.
     """
 
@@ -147,6 +148,7 @@ class Pictures(NamedTuple):
     keys: list[str]
     thumbnails: np.ndarray
     hashes: np.ndarray
+    is_flat: np.ndarray
     features: np.ndarray | None
 
 
@@ -158,7 +160,8 @@ def describe(
     for batch in decoded_batches(images, damaged):
         thumbnails = np.stack([thumbnail(picture) for picture in batch.pictures])
         features = _unit(extractor(batch.pictures)) if extractor else None
-        found.append(Pictures(batch.numbers, batch.keys, thumbnails, _hashes(thumbnails, mirror=True), features))
+        hashes, is_flat = _hashes(thumbnails, mirror=True), _is_flat(thumbnails)
+        found.append(Pictures(batch.numbers, batch.keys, thumbnails, hashes, is_flat, features))
     return found
 
 
@@ -176,6 +179,7 @@ def join(parts: Sequence[Pictures]) -> Pictures:
         keys,
         np.concatenate([part.thumbnails for part in parts]),
         np.concatenate([part.hashes for part in parts]),
+        np.concatenate([part.is_flat for part in parts]),
         None if parts[0].features is None else np.concatenate([part.features for part in parts]),
     )
 
@@ -215,6 +219,7 @@ class DuplicateFinder:
         self.max_hash_distance = max_hash_distance
         self.min_score = min_score
         self.keys, self.numbers, self.thumbnails = evaluation.keys, evaluation.numbers, evaluation.thumbnails
+        self._is_flat = evaluation.is_flat
         self._variants = evaluation.hashes.shape[1]
         self._hash_index = faiss.IndexBinaryFlat(64)
         self._hash_index.add(np.ascontiguousarray(evaluation.hashes.reshape(-1, 8)))
@@ -249,10 +254,9 @@ class DuplicateFinder:
         flat = _is_flat(thumbnails)
         pairs = []
         for (evaluation, image), (distance, cosine) in candidates.items():
-            known = self.thumbnails[evaluation]
-            if flat[image] or _is_flat(known[None])[0]:
+            if flat[image] or self._is_flat[evaluation]:
                 continue
-            score = round(verify(known, thumbnails[image]), 4)
+            score = round(verify(self.thumbnails[evaluation], thumbnails[image]), 4)
             if score >= self.min_score:
                 bits = int(distance) if distance <= 64 else -1
                 places = self.numbers[evaluation], numbers[image] if numbers else -1

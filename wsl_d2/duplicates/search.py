@@ -215,7 +215,7 @@ class _Search:
     def against(self, known: Pictures, folder: str) -> _Search:
         """Returns the search with these evaluation images, whose arrays it writes to a folder."""
         files = {}
-        for name in ("thumbnails", "hashes", *(["features"] if known.features is not None else [])):
+        for name in ("thumbnails", "hashes", "is_flat", *(["features"] if known.features is not None else [])):
             files[name] = f"{folder}/{name}.npy"
             np.save(files[name], getattr(known, name))
         return replace(self, known=(known.numbers, known.keys), files=files)

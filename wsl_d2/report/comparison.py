@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from wsl_d2.analysis.ap_gain import METRICS
+from wsl_d2.analysis.ap_gain import METRICS, SIZES
 from wsl_d2.analysis.gain import shown_interval
 from wsl_d2.analysis.records import RunError, read_metrics
 from wsl_d2.files import write_atomically
@@ -15,13 +15,16 @@ from wsl_d2.report.plots import IOU_NAMES, plot_curves, plot_errors, plot_gains,
 
 _FEW_OBJECTS = 30
 _NOTHING_LEARNED = 1.0  # AP
-_WITHOUT = {"APs": "no small objects", "APm": "no medium objects", "APl": "no large objects"}
+
+
+def _without(metric: str) -> str:
+    return f"no {SIZES[metric]} objects" if metric in SIZES else "no objects"
 
 
 def format_cell(cell: dict, metric: str = "AP") -> str:
     """Returns "26.7", "26.7 ± 0.4" with several seeds, or that there are no objects of that size."""
     if cell["mean"] != cell["mean"]:
-        return _WITHOUT.get(metric, "no objects")
+        return _without(metric)
     return f"{cell['mean']:.1f}" + (f" ± {cell['sd']:.1f}" if cell["sd"] is not None else "")
 
 
@@ -31,7 +34,7 @@ def describe_gain(row: dict, iou_type: str, metric: str = "AP") -> str:
     gain = row[iou_type][metric]
     what = f"{IOU_NAMES[iou_type]} {metric}"
     if gain["gain"] != gain["gain"]:
-        return f"{row['candidate']} - {row['baseline']}, {what}: {_WITHOUT.get(metric, 'no objects')}"
+        return f"{row['candidate']} - {row['baseline']}, {what}: {_without(metric)}"
     low, high = shown_interval(gain)
     few, many = gain["interval"]
     adds, costs = low > 0, high < 0
@@ -83,7 +86,7 @@ def describe_settling(row: dict, iou_type: str) -> str:
 
 def _with_interval(gain: dict, metric: str = "AP", interval: list[float] | None = None) -> str:
     if gain["gain"] != gain["gain"]:
-        return _WITHOUT.get(metric, "no objects")
+        return _without(metric)
     low, high = interval or shown_interval(gain)
     return f"{gain['gain']:+.1f} [{low:+.1f},\u00a0{high:+.1f}]"
 

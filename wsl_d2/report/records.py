@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from wsl_d2.analysis.ap_gain import SIZES
 from wsl_d2.analysis.records import RunError
 from wsl_d2.files import write_atomically
 from wsl_d2.report.gains import GAINS
@@ -13,7 +14,6 @@ from wsl_d2.report.plots import IOU_NAMES
 
 KINDS = ("run", "comparison", "study")
 _LEFT_OUT = ("config",)  # of a run: its hash stands for it
-_SIZES = {"APs": "small objects", "APm": "medium objects", "APl": "large objects"}
 _OF_GAIN = ("gain", "interval", "method_interval")
 
 
@@ -81,7 +81,7 @@ def _reduced(comparison: dict) -> dict:
     """What a table shows of a comparison: AP, and the gains in it, also by size and supercategory."""
 
     def parts(row: dict) -> dict[str, dict]:
-        sizes = {name: row[metric] for metric, name in _SIZES.items() if metric in row}
+        sizes = {f"{size} objects": row[metric] for metric, size in SIZES.items() if metric in row}
         return sizes | row.get("supercategories", {})
 
     kept = ("num_images", "num_resamples", "seed_sd", "baselines", "iou_types", "iterations", "images_per_batch")
@@ -147,7 +147,7 @@ def table_of_gains(records: Sequence[dict]) -> str:
         gains = {(row["candidate"], row["baseline"]): row for row in comparison["gains"]}
         for arm, cells in sorted(comparison["runs"].items(), key=lambda item: -item[1][types[0]]["mean"]):
             aps = [_mean_and_sd(cells[t]) for t in types]
-            over = [_gain(gains.get((arm, baseline)), t) for t in types for baseline in baselines]
+            over = [_gain(gains.get((arm, baseline), {}).get(t)) for t in types for baseline in baselines]
             rows.append([comparison["name"].removeprefix("report/"), f"`{arm}`", *aps, *over])
     if len(comparisons) == 1:
         header, rows = header[1:], [row[1:] for row in rows]
@@ -171,8 +171,7 @@ def table_of_parts(records: Sequence[dict]) -> str:
         columns = [(t, baseline) for t in types for baseline in baselines]
         header = ["comparison", "of", *(f"{IOU_NAMES[t]} AP over `{baseline}`" for t, baseline in columns)]
         for part in gains[baselines[0]][types[0]]["parts"]:
-            found = [{t: gains[baseline][t]["parts"][part]} for t, baseline in columns]
-            cells = [_gain(row, t) for row, (t, _) in zip(found, columns, strict=True)]
+            cells = [_gain(gains[baseline][t]["parts"][part]) for t, baseline in columns]
             if set(cells) != {"-"}:
                 rows.append([f"{comparison['name'].removeprefix('report/')}, `{candidate}`", part, *cells])
     if not rows:
@@ -184,10 +183,9 @@ def _mean_and_sd(cell: dict) -> str:
     return f"{cell['mean']:.1f}" + (f"\u00a0±\u00a0{cell['sd']:.1f}" if cell["sd"] is not None else "")
 
 
-def _gain(row: dict | None, iou_type: str) -> str:
-    if row is None or row[iou_type]["gain"] is None:  # of a baseline; of a size without objects
+def _gain(gain: dict | None) -> str:
+    if gain is None or gain["gain"] is None:  # of a baseline; of a size without objects
         return "-"
-    gain = row[iou_type]
     low, high = gain["method_interval"] or gain["interval"]
     return f"{gain['gain']:+.1f} [{low:+.1f}, {high:+.1f}]" + ("" if gain["method_interval"] else " over images")
 

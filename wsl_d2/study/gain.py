@@ -394,12 +394,14 @@ def _shared_architecture(files: Mapping[str, _Weights | None]) -> str | None:
 
 def _check_architecture(files: Mapping[str, _Weights | None], architecture: str) -> None:
     """Refuses weights that do not fill the backbone; those of a config's own builder are checked when it is built."""
+    if architecture not in RESNEXT_ARCHITECTURES:
+        return
     for side, file in files.items():
-        found = file.architecture if file else architecture
-        if architecture in RESNEXT_ARCHITECTURES and found != architecture:
+        if file and file.architecture != architecture:
+            found = file.architecture
             choose = f", or --architecture {found} with weights of it on both sides" if found else ""
             raise ConfigError(
-                f"{side}: {file and file.path} holds a backbone of {found or 'no known ResNeXt'}, and {architecture} "
+                f"{side}: {file.path} holds a backbone of {found or 'no known ResNeXt'}, and {architecture} "
                 f"is to be trained; give weights of {architecture}{choose}."
             )
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from tabulate import tabulate
+
 from wsl_d2.engine.cluster import make_executor, on_cluster
 from wsl_d2.engine.signals import Stopped
 from wsl_d2.files import write_atomically
@@ -45,10 +47,9 @@ def describe_plan(study: Study, cells: list[Cell], jobs: int) -> str:
         numbers = f"{len(members):,}", f"{len(members) - len(missing):,}"
         rows.append([stage, *numbers, format_duration(each), format_duration(left)])
     rows.append(["total", f"{len(cells):,}", f"{len(finished):,}", "", format_duration(work)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    about = f"about {format_duration(total)} left with {jobs} run(s) at a time"
-    return "\n".join([study.title, *lines, about])
+    columns = ["left", *["right"] * 4]
+    plan = tabulate(rows, headers="firstrow", tablefmt="plain", disable_numparse=True, colalign=columns)
+    return f"{study.title}\n{plan}\nabout {format_duration(total)} left with {jobs} run(s) at a time"
 
 
 def run_locally(

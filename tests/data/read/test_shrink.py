@@ -25,34 +25,34 @@ def encoded(pixels, **options) -> bytes:
 
 def test_a_large_image_has_that_short_side_and_looks_as_before():
     data = encoded(PHOTO)
-    small = shrink(data, Shrinking(100, 90))
+    small = shrink(open_image(data), Shrinking(100, 90))
     pixels = decode(open_image(small)).astype(float)
     assert pixels.shape == (100, 150, 3) and len(small) < len(data) / 4
     expected = np.asarray(Image.fromarray(PHOTO).resize((150, 100), Image.Resampling.BICUBIC))
     of_pillow = decode(open_image(encoded(expected, quality=90))).astype(float)
     assert np.abs(pixels - expected).mean() < 1.1 * np.abs(of_pillow - expected).mean()
-    assert len(shrink(data, Shrinking(100, 50))) < len(small)
+    assert len(shrink(open_image(data), Shrinking(100, 50))) < len(small)
 
 
 def test_a_small_image_stays_as_it_is():
     data = encoded(PHOTO)
-    assert shrink(data, Shrinking(427, 90)) is data and shrink(data, Shrinking()) is data
+    assert shrink(open_image(data), Shrinking(427, 90)) is data and shrink(open_image(data), Shrinking()) is data
 
 
 def test_it_is_upright_and_without_transparency():
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = shrink(encoded(PHOTO, exif=exif), Shrinking(50, 90))
+    turned = shrink(open_image(encoded(PHOTO, exif=exif)), Shrinking(50, 90))
     image = open_image(turned)
     assert image.size == (50, 75) and image.orientation == 1
     transparent = np.zeros((80, 90, 4), np.uint8)
-    white = decode(open_image(shrink(encoded(transparent, format="PNG"), Shrinking(40, 90))))
+    white = decode(open_image(shrink(open_image(encoded(transparent, format="PNG")), Shrinking(40, 90))))
     assert white.shape == (40, 45, 3) and white.min() > 250
 
 
 def test_what_cannot_be_decoded_and_numbers_out_of_range_are_refused():
     with pytest.raises(DamagedImageError):
-        shrink(encoded(PHOTO)[:2000], Shrinking(50, 90))
+        shrink(open_image(encoded(PHOTO)[:2000]), Shrinking(50, 90))
     for values in ((0, 90), (400, 0), (400, 101)):
         with pytest.raises(UserError, match="quality of 1 to 100"):
             Shrinking(*values)

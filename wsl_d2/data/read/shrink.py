@@ -8,7 +8,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from wsl_d2.data.read.decode import decode, open_image
+from wsl_d2.data.read.decode import EncodedImage, decode
 from wsl_d2.errors import UserError
 
 
@@ -42,19 +42,16 @@ class Shrinking:
 UNCHANGED = Shrinking()
 
 
-def shrink(data: bytes, shrinking: Shrinking) -> bytes:
-    """Returns an image whose short side is longer than asked at that size, upright, as a JPEG with 4:2:0; any other
-    image as it is, to the byte.
+def shrink(image: EncodedImage, shrinking: Shrinking) -> bytes:
+    """Returns the bytes of an image: where its short side is longer than asked, at that size, upright, as a JPEG with
+    4:2:0; else as they are.
 
     Raises:
         DamagedImageError: the image cannot be decoded.
     """
     short_side = shrinking.short_side
-    if short_side is None:
-        return data
-    image = open_image(data)
-    if min(image.size) <= short_side:
-        return data
+    if short_side is None or min(image.size) <= short_side:
+        return image.data
     width, height = (round(side * short_side / min(image.size)) for side in image.size)
     small = Image.fromarray(np.ascontiguousarray(decode(image))).resize((width, height), Image.Resampling.BICUBIC)
     return simplejpeg.encode_jpeg(np.asarray(small), shrinking.quality, colorsubsampling="420", fastdct=False)

@@ -159,8 +159,7 @@ def _facts_of(item: _Item) -> list:
 def _load(item: _Item, shrinking: Shrinking) -> Sample:
     data = load_image(item.image.path, lambda _: item.image.read())
     try:
-        open_image(data)
-        data = shrink(data, shrinking)
+        data = shrink(open_image(data), shrinking)
     except DamagedImageError as error:
         raise ValueError(str(error)) from error
     return item.key, data, {"hashtags": [item.token], "class": item.image.label, "file": item.image.name}

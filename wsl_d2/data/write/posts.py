@@ -71,11 +71,11 @@ def load_post(
     if len(data) > MAX_IMAGE_BYTES:
         raise ValueError("too large")
     try:
-        if check != "none":
+        if check != "none" or shrinking != UNCHANGED:
             image = open_image(data)
             if check == "full":
                 decode(image)
-        data = shrink(data, shrinking)
+            data = shrink(image, shrinking)
     except DamagedImageError as error:
         raise ValueError(error.reason) from error
     return _key_of(post), data, {"hashtags": hashtags} | origin.metadata()
