@@ -55,12 +55,13 @@ def records(output: Path) -> int:
 
 
 def runs_of(output: Path) -> list[int]:
-    """The processes that work in a folder as tasks of a job."""
+    """The processes that work in a folder as tasks of a job; not srun, which catches signals before there are tasks."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            is_task = b"submitit.core._submit" in (folder / "cmdline").read_bytes()
-            if is_task and str(output).encode() in (folder / "cmdline").read_bytes():
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            is_task = b"submitit.core._submit" in words and Path(os.fsdecode(words[0])).name != "srun"
+            if is_task and any(os.fsencode(output) in word for word in words):
                 found.append(int(folder.name))
         except OSError:  # it has ended
             continue
