@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from wsl_d2.cli.verb import Verb, add_runner, local_path, positive, runner_of, share
 
 FORMATS = ("auto", "yfcc100m", "parquet", "jsonl", "json", "csv", "sqlite", "webdataset")
 AMBIGUOUS_POLICIES = ("most_frequent", "drop", "all")
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")  # characters that a terminal obeys
 
 
 def add_columns(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +41,7 @@ def show_posts(paths: list[str], args: argparse.Namespace) -> None:
     print("the first posts as read, key: hashtags", flush=True)
     for key, hashtags in found:
         line = f"  {key}: {', '.join(hashtags)}"
+        line = _CONTROL.sub(lambda found: repr(found[0])[1:-1], line)
         print(line if len(line) <= 120 else f"{line[:117]}...", flush=True)
 
 
