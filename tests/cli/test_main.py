@@ -3,6 +3,7 @@
 import pytest
 
 from wsl_d2.cli.main import main
+from wsl_d2.cli.verb import read_user_text
 
 
 def answer(capsys, *words) -> str:
@@ -60,3 +61,56 @@ def test_options_after_key_value_pairs_are_named(capsys, option):
 def test_a_key_without_a_value_is_named(capsys):
     told = "wsl-d2 train: a KEY VALUE pair is incomplete: SEED is the last of 3 words; give pairs such as SEED 1."
     assert answer(capsys, "train", "MODEL.DEVICE", "cpu", "SEED") == told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("hashtags vocabulary --vocabulary 1.5k --output s3://b/v.json", "is a URL; give a local path"),
+        ("data report s3://b/train --output page.html", "is a URL; give a local path"),
+        ("data make posts.jsonl --images photos --vocabulary v.json --output=", "a path is empty"),
+        ("predict= run photos --output=", "a path is empty"),
+        (
+            "data from-folders photos --output out --runner-parameter mem_gb=8",
+            "--runner-parameter is for --runner slurm",
+        ),
+    ],
+)
+def test_paths_and_options_that_would_be_taken_for_something_else(capsys, words, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert told in answer(capsys, *words.replace("predict=", "predict").split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tilde_that_the_shell_left_is_the_home(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"{tmp_path}/a.json cannot be read" in answer(capsys, "data", "check", "~/a.json", "photos")
+    assert f"{tmp_path}/ds" in answer(capsys, "data", "index", "~/ds", "--vocabulary", "~/v.json").replace(
+        "v.json", "ds"
+    )
+
+
+def test_a_text_file_that_is_not_utf_8_is_named(capsys, tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "photos").mkdir()
+    listed = str(tmp_path / "list.txt")
+    told = f"{listed} is no UTF-8 text"
+    assert told in answer(
+        capsys, "data", "from-folders", str(tmp_path), "--files", listed, "--output", str(tmp_path / "o")
+    )
+    words = (
+        "hashtags",
+        "vocabulary",
+        "--vocabulary",
+        "mine",
+        "--synsets",
+        listed,
+        "--output",
+        str(tmp_path / "v.json"),
+    )
+    assert told in answer(capsys, *words)
+
+
+def test_the_first_word_behind_a_byte_order_mark_is_a_word(tmp_path):
+    (tmp_path / "synsets.txt").write_bytes(b"\xef\xbb\xbfn02084071 dog\r\n")
+    assert read_user_text(tmp_path / "synsets.txt") == "n02084071 dog\n"

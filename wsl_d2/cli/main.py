@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             return _tell(args, f"{error.strerror or error}")
-        return _tell(args, f"{error.filename}: {error.strerror}")
+        return _tell(args, f"{error.filename2 or error.filename}: {error.strerror}")  # of a renaming, where to
 
 
 def _tell(args: argparse.Namespace | None, message: str) -> int:

@@ -183,6 +183,8 @@ def read_posts(
             yield from _read_parquet(path, columns, row_groups, chunk_rows or CHUNK_ROWS)
         else:
             yield from _collect(_rows_of(path, kind, columns), chunk_rows or CHUNK_ROWS)
+    except FileNotFoundError as error:
+        raise PostsError(f"{path}: there is no such file.") from error
     except (OSError, EOFError, pa.ArrowException, sqlite3.Error, csv.Error) as error:
         raise PostsError(f"{path}: not readable as {kind} to its end ({error}).") from error
 
