@@ -70,6 +70,7 @@ def test_a_key_without_a_value_is_named(capsys):
         ("data report s3://b/train --output page.html", "is a URL; give a local path"),
         ("data make posts.jsonl --images photos --vocabulary v.json --output=", "a path is empty"),
         ("predict= run photos --output=", "a path is empty"),
+        ("study a.yaml --cluster-parameter mem_gb=8", "--cluster-parameter is for --cluster"),
         (
             "data from-folders photos --output out --runner-parameter mem_gb=8",
             "--runner-parameter is for --runner slurm",
@@ -114,3 +115,14 @@ def test_a_text_file_that_is_not_utf_8_is_named(capsys, tmp_path):
 def test_the_first_word_behind_a_byte_order_mark_is_a_word(tmp_path):
     (tmp_path / "synsets.txt").write_bytes(b"\xef\xbb\xbfn02084071 dog\r\n")
     assert read_user_text(tmp_path / "synsets.txt") == "n02084071 dog\n"
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"{}", b"\xff"])
+def test_a_line_that_is_no_record_is_named(capsys, tmp_path, line):
+    (tmp_path / "r.jsonl").write_bytes(b'{"kind": "study", "name": "a"}\n' + line + b"\n")
+    assert "r.jsonl, line 2 is no " in answer(capsys, "records", "--records", str(tmp_path / "r.jsonl"))
+
+
+def test_a_study_file_that_is_not_utf_8_is_named(capsys, tmp_path):
+    (tmp_path / "s.yaml").write_bytes(b"title: caf\xe9\n")
+    assert "s.yaml: not a readable study file" in answer(capsys, "study", str(tmp_path / "s.yaml"), "--plan")

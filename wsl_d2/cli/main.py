@@ -101,6 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(arguments)
         args.command_line = sys.argv[1:] if arguments is None else arguments
+        if getattr(args, "cluster_parameter", None) and not args.cluster:
+            raise UserError("--cluster-parameter is for --cluster; give both, or none.")
         if args.verb.starts_runs:
             stop_at_once(note="")
         return args.verb.run(args) or 0
