@@ -1,5 +1,11 @@
 """What the command line answers to words that it does not know."""
 
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from wsl_d2.cli.main import main
@@ -126,3 +132,21 @@ def test_a_line_that_is_no_record_is_named(capsys, tmp_path, line):
 def test_a_study_file_that_is_not_utf_8_is_named(capsys, tmp_path):
     (tmp_path / "s.yaml").write_bytes(b"title: caf\xe9\n")
     assert "s.yaml: not a readable study file" in answer(capsys, "study", str(tmp_path / "s.yaml"), "--plan")
+
+
+def test_a_full_disk_is_named(capsys, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    (tmp_path / "a.jsonl").write_text('{"key": "1", "hashtags": ["dog"]}')
+    told = answer(capsys, "hashtags", "count", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "o"))
+    assert told == f"wsl-d2 hashtags count: {tmp_path}/o/plan.json: No space left on device"
+
+
+def test_a_terminal_of_ascii_alone_shows_what_it_can(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"key": "1", "hashtags": ["caf\\u00e9"]}')
+    command = [sys.executable, "-m", "wsl_d2", "hashtags", "count", "a.jsonl", "--output", "o"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "1: caf\\xe9" in done.stdout, done.stderr

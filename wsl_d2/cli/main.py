@@ -97,6 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # tells of CUDA_HOME where no GPU is
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):  # of a terminal that knows ASCII alone
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     args = None
     try:
         args = build_parser().parse_args(arguments)
