@@ -15,7 +15,7 @@ from command_line import wsl_d2
 
 from wsl_d2.analysis.records import RunError
 from wsl_d2.cli.main import VERBS, build_parser
-from wsl_d2.report.study import analyse, format_text, write_report
+from wsl_d2.report.study import analyse, format_text, sentences_of_item, write_report
 from wsl_d2.study.runner import describe_plan, format_duration, run_locally, run_on_cluster
 from wsl_d2.study.study import Study, StudyError
 
@@ -353,3 +353,16 @@ def test_one_seed_says_so_and_numbers_ascend(toy, tmp_path):
     assert [level["value"] for level in analysis[2]["levels"]] == [10, 100, 1000]
     assert "n 1000 has the highest score: 100.0, +99.0 (one run) against 10." in text
     assert "One run of each n: no interval" in text and "nan" not in text and "nan" not in page
+
+
+def test_records_tell_what_the_page_tells(toy, tmp_path):
+    toy.write_text(toy.read_text() + "  - {kind: levels, x: n, baseline: 10, y: score}\n")
+    study = Study.load(toy, {"n": [10, 100, 1000]})
+    rows = toy_rows(study, lambda n, size, seed: None if n == 1000 else n / 10 + seed)
+    rows = [row for row in rows if row["n"] > 10 or row["seed"] == 0]  # one run alone at a place
+    written(study, rows, tmp_path)
+    records = tmp_path / "records.jsonl"
+    assert "1 of kind study" in wsl_d2("records", tmp_path, "--records", records)
+    table = wsl_d2("records", "--records", records, "--table", "studies")
+    assert all(f"- {sentence}" in table for item in analyse(study, rows) for sentence in sentences_of_item(item))
+    assert "nan" not in table and "| small | 1.0 |" in table and "| 1000 | diverged |" in table

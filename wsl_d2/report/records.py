@@ -192,12 +192,12 @@ def _gain(gain: dict | None) -> str:
 
 def table_of_studies(records: Sequence[dict]) -> str:
     """The tables of all studies: each level of an axis with its result and its difference from the baseline, or each
-    series with its slope.
+    series with its slope; and sentences that say what it shows.
 
     Raises:
         RunError: there is no study.
     """
-    from wsl_d2.report.study import table_of_item
+    from wsl_d2.report.study import sentences_of_item, table_of_item
 
     studies = [row for row in records if row["kind"] == "study"]
     if not studies:
@@ -205,7 +205,8 @@ def table_of_studies(records: Sequence[dict]) -> str:
     parts = []
     for study in studies:
         for item in study["analysis"]:
-            parts.append(f"{study['title']}:\n\n{markdown(*table_of_item(item))}")
+            told = "\n".join(f"- {sentence}" for sentence in sentences_of_item(item))
+            parts.append(f"{study['title']}:\n\n{markdown(*table_of_item(item))}\n\n{told}")
     return "\n\n".join(parts)
 
 
