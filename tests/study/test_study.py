@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import wsl_d2
+from slurm_cluster import wait_until
 
 from wsl_d2.analysis.records import RunError
 from wsl_d2.cli.main import VERBS, build_parser
@@ -170,16 +171,17 @@ time.sleep(600)
     "number",
     [
         signal.SIGTERM,
-        signal.SIGHUP,
-        *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGUSR1, signal.SIGINT)),
+        signal.SIGKILL,
+        *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)),
     ],
 )
 def test_a_signal_to_a_study_lets_its_trainings_save_and_leaves_no_process(toy, number):
     (toy.parent / "tool.py").write_text(TRAINING)
     command = [sys.executable, "-m", "wsl_d2", "study", toy, "--output", toy.parent / "out", "--jobs", "2"]
     options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    heeded = functools.partial(signal.signal, number, signal.SIG_DFL)  # also where `nohup` runs the tests
-    process = subprocess.Popen(command, cwd=toy.parent, preexec_fn=heeded, **options)
+    if number != signal.SIGKILL:  # heeded also where `nohup` runs the tests
+        options["preexec_fn"] = functools.partial(signal.signal, number, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=toy.parent, **options)
     try:
         while len(list(toy.parent.rglob("begun"))) < 2:
             assert process.poll() is None, process.communicate()
@@ -188,8 +190,12 @@ def test_a_signal_to_a_study_lets_its_trainings_save_and_leaves_no_process(toy, 
         _, errors = process.communicate(timeout=60)
     finally:
         os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
-    assert process.returncode == (130 if number == signal.SIGINT else 75), errors
-    assert errors.strip() == "wsl-d2 study: stopped; finished runs are kept, and the same command goes on."
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+        wait_until(lambda: not processes_with(str(toy.parent)), seconds=60)
+    else:
+        assert process.returncode == (130 if number == signal.SIGINT else 75), errors
+        assert errors.strip() == "wsl-d2 study: stopped; finished runs are kept, and the same command goes on."
     assert len(list(toy.parent.rglob("saved"))) == 2 and not processes_with(str(toy.parent))
 
 
