@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import wsl_d2
-from slurm_cluster import wait_until
+from waiting import wait_until
 
 from wsl_d2.analysis.records import RunError
 from wsl_d2.cli.main import VERBS, build_parser

@@ -32,8 +32,8 @@ from wsl_d2.engine.signals import REQUEUE_EXIT_CODE
 from wsl_d2.errors import UserError
 from wsl_d2.files import write_atomically
 from wsl_d2.hashtags import HashtagCounts, Vocabulary, load_wordnet
+from wsl_d2.process import start_program, stop_programs
 from wsl_d2.study.claim import claim_folder
-from wsl_d2.study.process import start_program, stop_programs
 
 _SMALL = "resnext26_8x4d"  # for small images; its rate was chosen on the mini-world
 

@@ -18,7 +18,7 @@ from wsl_d2.engine.cluster import make_executor, on_cluster
 from wsl_d2.engine.signals import Stopped
 from wsl_d2.files import write_atomically
 from wsl_d2.jobs import queued_jobs, submitting
-from wsl_d2.study.process import start_program, stop_programs
+from wsl_d2.process import start_program, stop_programs
 from wsl_d2.study.study import Cell, Study, StudyError
 
 _SECONDS_BETWEEN_LOOKS = 5.0  # at the queue
