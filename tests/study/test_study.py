@@ -336,7 +336,7 @@ def test_a_sweep_names_the_best_and_shows_what_diverged(toy, tmp_path):
     assert [point["x"] for point in small["points"]] == [0.001, 0.01, 0.1]
     assert [point["diverged"] for point in small["points"]] == [0, 0, 1] and small["best"] == 0.01
     assert large["best"] == 0.001 and (small["at_end"], large["at_end"]) == ("", "lowest")
-    assert "Best rate by AP: small 0.01 (5.5 ± 6.4), large 0.001 (6.5 ± 6.4)." in text
+    assert "Best rate by AP: small 0.01 (5.5\u00a0±\u00a06.4), large 0.001 (6.5\u00a0±\u00a06.4)." in text
     assert "The best of large is the lowest that was tried; try lower ones." in text
     assert "<td>9.0 (1 of 2 diverged)</td>" in page and "<td>diverged</td>" in page
     assert ">AP, points</text>" in page and ">diverged</text>" in page and "nan" not in page

@@ -14,6 +14,7 @@ from wsl_d2.analysis.records import without_nan
 from wsl_d2.analysis.study import analyse_item, ascending
 from wsl_d2.files import write_atomically
 from wsl_d2.report.gains import write_gains
+from wsl_d2.report.numbers import mean_and_spread, signed, with_interval
 from wsl_d2.report.page import escape, page, panels, paragraph, table
 from wsl_d2.report.plots import INK, QUIET, log_ticks, panel, style_of
 from wsl_d2.study.study import Cell, Study
@@ -71,7 +72,7 @@ def table_of_item(item: dict) -> tuple[list[str], list[list[str]]]:
     rows = []
     for line in item["lines"]:
         if item["kind"] == "scaling":
-            end = _signed(line["slope_per_decade"], *line["slope_interval"])
+            end = _change(line["slope_per_decade"], *line["slope_interval"])
         else:
             end = "none" if line["best"] is None else f"{line['best']:,}"
         rows.append([str(line["series"]), *map(_mean, line["points"]), end])
@@ -84,26 +85,22 @@ def _mean(point: dict) -> str:
     if point["mean"] is None:
         return "diverged" if diverged or "runs" not in point else "no run"
     width = point["half_width"]
-    return (
-        f"{point['mean']:.1f}"
-        + (f" ± {width:.1f}" if width is not None else "")
-        + (f" ({diverged} of {runs} diverged)" if diverged else "")
-    )
+    return mean_and_spread(point["mean"], width) + (f" ({diverged} of {runs} diverged)" if diverged else "")
 
 
-def _signed(value: float | None, low: float | None, high: float | None) -> str:
+def _change(value: float | None, low: float | None, high: float | None) -> str:
     """A difference or slope with its interval, or that it has none."""
     if value is None:
         return "no pair"
-    if low is None:
-        return f"{value:+.1f} (one run)"
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    if low is None or high is None:
+        return f"{signed(value)} (one run)"
+    return with_interval(value, low, high)
 
 
 def _difference(level: dict) -> str:
     value, width = level["difference"], level["difference_half_width"]
     ends = (None, None) if value is None or width is None else (value - width, value + width)
-    return _signed(value, *ends)
+    return _change(value, *ends)
 
 
 def sentences_of_item(item: dict) -> list[str]:
@@ -145,7 +142,7 @@ def _about_growth(item: dict) -> list[str]:
         at = line["prediction"]
         between = "[{:.1f}, {:.1f}]".format(*at["interval"])
         sentences.append(
-            f"{line['series']}: {_signed(line['slope_per_decade'], *line['slope_interval'])} {y} per tenfold {x}; a "
+            f"{line['series']}: {_change(line['slope_per_decade'], *line['slope_interval'])} {y} per tenfold {x}; a "
             f"new run with {at['x']:,} would give {at['value']:.1f} {between} if the line went on."
         )
     for line in item["lines"]:
@@ -158,7 +155,7 @@ def _about_growth(item: dict) -> list[str]:
             )
     for row in item["differences"]:
         sentences.append(
-            f"The slope of {row['series']} is {_signed(row['slope_difference'], *row['interval'])} steeper than that "
+            f"The slope of {row['series']} is {_change(row['slope_difference'], *row['interval'])} steeper than that "
             f"of {row['than']} (p = {row['p_value']:.3f})."
         )
     if all(point["runs"] < 2 for line in item["lines"] for point in line["points"]):
