@@ -24,7 +24,7 @@ from wsl_d2.data.read.decode import DamagedImageError, open_image
 from wsl_d2.data.read.shrink import UNCHANGED, Shrinking, shrink
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.runner import Workers
-from wsl_d2.data.write.source import reserve_folder, finish_store
+from wsl_d2.data.write.source import finish_store, reserve_folder
 from wsl_d2.data.write.writer import Sample, ShardPart, Writing, load_image, write_dataset
 from wsl_d2.errors import ShardError
 from wsl_d2.hashtags import MappingPolicy, Vocabulary, normalize_hashtag
