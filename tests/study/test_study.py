@@ -234,6 +234,18 @@ def test_values_are_selected_by_the_file_and_by_the_command_line(toy):
         names({"sed": [0]})
 
 
+def test_stages_and_baselines_of_values_that_are_not_run_fall_away(tmp_path):
+    demo = ROOT / "configs" / "Studies" / "miniworld.yaml"
+    study = Study.load(demo)
+    assert "self_supervised" not in describe_plan(study, study.cells(tmp_path), 2)
+    assert study.report[0]["baselines"] == ["imagenet", "imagenet_equal_views"]
+    study = Study.load(demo, {"arm": ["wsl", "self_supervised"]})
+    assert "self_supervised" in describe_plan(study, study.cells(tmp_path), 2)
+    assert study.report[0]["baselines"] == ["self_supervised"]
+    with pytest.raises(StudyError, match="baseline 'imagenet' is no value of arm; there are wsl"):
+        Study.load(demo, {"arm": ["wsl"]})
+
+
 def test_a_stage_may_have_only_some_values_and_what_it_does_not_make_is_not_needed(toy):
     toy.write_text(toy.read_text().replace("axes: [n]\n", "axes: [n]\n    only: {n: [10, 100]}\n"))
     cells = Study.load(toy).cells(toy.parent / "out")

@@ -39,6 +39,8 @@ def describe_plan(study: Study, cells: list[Cell], jobs: int) -> str:
     work = total = 0.0
     for stage in study.stages:
         members = [cell for cell in cells if cell.stage == stage]
+        if not members:  # none of the chosen values needs it
+            continue
         missing = [cell for cell in members if cell not in finished]
         each = expected_seconds(members[0], finished)
         left = each * len(missing)
