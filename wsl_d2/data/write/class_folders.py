@@ -25,7 +25,7 @@ from wsl_d2.data.read.decode import DamagedImageError, open_image
 from wsl_d2.data.read.shrink import UNCHANGED, Shrinking, shrink
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.runner import Workers
-from wsl_d2.data.write.source import claimed_folder, finish_store
+from wsl_d2.data.write.source import finish_store, reserved_folder
 from wsl_d2.data.write.writer import Sample, ShardPart, Writing, load_image, write_dataset
 from wsl_d2.errors import ShardError
 from wsl_d2.hashtags import MappingPolicy, Vocabulary, normalize_hashtag
@@ -213,7 +213,7 @@ def make_class_shards(
     )
     identity = ", ".join(["class folders", *map(str, shrinking.facts().values())])
     writing = Writing(partial(_load, shrinking=shrinking), _key_of, _facts_of, vocabulary, identity, store)
-    with claimed_folder(store, facts):
+    with reserved_folder(store, facts):
         account = write_dataset(writing, parts, workers, total=len(starts))
         extra = {"account": dict(sorted(account.items())), "skipped": skipped} | shrinking.facts()
         return finish_store(store, vocabulary, extra)

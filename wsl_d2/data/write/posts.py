@@ -20,7 +20,7 @@ from wsl_d2.data.read.shrink import UNCHANGED, Shrinking, shrink
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.remote import is_url, read_bytes
 from wsl_d2.data.runner import Workers
-from wsl_d2.data.write.source import claimed_folder, finish_store
+from wsl_d2.data.write.source import finish_store, reserved_folder
 from wsl_d2.data.write.writer import Sample, SeenKeys, ShardPart, Writing, load_image, write_dataset
 from wsl_d2.errors import ShardError, UserError
 from wsl_d2.hashtags import Vocabulary
@@ -180,7 +180,7 @@ def make_shards(
     )
     identity = json.dumps([images, check, only_labelled, *shrinking.facts().values()])
     writing = Writing(load, _key_of, _facts_of, vocabulary, identity, store, is_url(images))
-    with claimed_folder(store, facts):
+    with reserved_folder(store, facts):
         account += write_dataset(writing, _parts(_chain(first, rows), images_per_shard, max_images_per_user), workers)
         return finish_store(store, vocabulary, {"account": dict(sorted(account.items())), **shrinking.facts()})
 

@@ -27,19 +27,19 @@ _READS_AT_A_TIME = 16
 
 
 @contextlib.contextmanager
-def claimed_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> Iterator[None]:
+def reserved_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> Iterator[None]:
     """Reserves a folder for one dataset while it is made, and lets go of it again if nothing comes of it.
 
     Then its shards are removed, so that a corrected call can use the folder; the reasons for rejected samples stay.
 
     Args:
-        folder, facts: see :func:`claim_folder`.
+        folder, facts: see :func:`reserve_folder`.
 
     Raises:
-        ShardError: see :func:`claim_folder`.
+        ShardError: see :func:`reserve_folder`.
     """
     store = folder if isinstance(folder, ShardStore) else ShardStore(folder)
-    claim_folder(store, facts)
+    reserve_folder(store, facts)
     try:
         yield
     except EmptyDatasetError:
@@ -51,7 +51,7 @@ def claimed_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> It
         raise
 
 
-def claim_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> None:
+def reserve_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> None:
     """Reserves a folder for one dataset.
 
     Args:
@@ -99,12 +99,6 @@ def finish_store(store: ShardStore, vocabulary: Vocabulary, extra: dict | None =
     manifest = finish_dataset(store.folder, vocabulary, extra, names)
     store.upload(VOCABULARY, MANIFEST)
     return manifest
-
-
-def read_source(folder: str | Path) -> dict[str, Any]:
-    """Returns the facts of :func:`claim_folder`, an empty dict where there are none."""
-    path = Path(folder) / _NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _short(value: Any) -> str:

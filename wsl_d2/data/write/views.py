@@ -29,7 +29,7 @@ from wsl_d2.data.format.stamps import has_content, read_stamps
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.data.write.noise import LabelNoise
-from wsl_d2.data.write.source import claimed_folder
+from wsl_d2.data.write.source import reserved_folder
 from wsl_d2.errors import EmptyDatasetError, ShardError, UserError
 from wsl_d2.hashtags import Vocabulary
 
@@ -124,7 +124,7 @@ def make_view(
         raise ShardError(no_posters(source))
     split = (held_out, part, seed) if held_out else None
     shared = _Labelling(source, target, vocabulary, column, relabel, split, read_stamps(source))
-    with claimed_folder(target, facts):
+    with reserved_folder(target, facts):
         if (target / MANIFEST).is_file():
             return read_manifest(target)
         parts = run_parts(_label_one, list(enumerate(names)), shared, workers=workers, unit="shard", total=len(names))
