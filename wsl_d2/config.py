@@ -149,9 +149,9 @@ def load_config(config_file: str, opts: list[str]) -> CN:
     config_file = find_config_file(config_file)
     try:
         if config_file:
-            cfg.merge_from_file(config_file, allow_unsafe=False)
+            cfg.merge_from_file(config_file)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{config_file}: no YAML that is safe to read: {error}.") from error
+        raise ConfigError(f"{config_file}: no YAML: {error}.") from error
     except RecursionError as error:
         raise ConfigError(f"{config_file}: _BASE_ leads back to a file that it began from.") from error
     except (TypeError, AttributeError) as error:
