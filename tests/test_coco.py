@@ -317,6 +317,7 @@ def change_annotation(**values):
         (lambda c: c.update(annotations=[3]), "has no list 'annotations'"),
         (lambda c: c["images"][0].update(neg_category_ids=[]), "LVIS's format"),
         (lambda c: [a.update(image_id=-5) for a in c["annotations"]], "no annotation is of an image .* -5"),
+        (lambda c: c["images"].clear(), "no annotation is of an image .*and no image at all"),
         (change_annotation(category_id=99), "annotation 3 of image .* category_id 99, which categories lack"),
         (change_annotation(bbox=[1, 2, 3]), r"annotation 3 of image .* has the box \[1, 2, 3\]; it must be"),
         (change_annotation(bbox=[1, 2, -3, 4]), "has the box"),

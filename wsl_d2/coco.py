@@ -159,9 +159,10 @@ class GroundTruth(COCO):
             more = f" And {len(bad) - 1} more annotations cannot be read." if len(bad) > 1 else ""
             raise CocoError(f"{bad[0]}{more}")
         if rows and not kept:
+            ids = self.images._numbers
             raise CocoError(
                 f"{self.source}: no annotation is of an image in the file; image_id {rows[0].get('image_id')!r} is "
-                f"none of the images' ids, such as {next(iter(self.images._numbers), None)!r}."
+                + (f"none of the images' ids, such as {next(iter(ids))!r}." if ids else "there, and no image at all.")
             )
         self._number_annotations(kept)
         return kept

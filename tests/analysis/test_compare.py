@@ -76,6 +76,8 @@ def test_runs_of_other_schedules_are_refused_with_the_difference(runs):
 def test_a_missing_file_and_an_unknown_baseline_are_named(runs):
     (runs / "wsl" / "inference" / "coco_instances_results.json").unlink()
     with pytest.raises(RunError, match="coco_instances_results.json does not exist; finish the run with"):
+        compare_runs({n: [runs / n] for n in ("wsl", "imagenet")}, runs / "gt.json", ["imagenet"], 10)
+    with pytest.raises(RunError, match="nothing to compare with wsl; give a run of another name"):
         compare_runs({"wsl": [runs / "wsl"]}, runs / "gt.json", ["wsl"], 10)
     with pytest.raises(RunError, match="the baseline 'x' is none of the runs wsl"):
         compare_runs({"wsl": [runs / "wsl"]}, runs / "gt.json", ["x"], 10)

@@ -249,6 +249,7 @@ def test_errors_of_the_command_are_one_line_and_exit_with_2(small_file, tmp_path
         ((small_file, tmp_path / "x.npz"), "are written to a .pth, .pkl or .safetensors file"),
         ((small_file, tmp_path), "are written to a .pth, .pkl or .safetensors file"),
         ((small_file, tmp_path / "no" / "x.pth"), "there is no folder"),
+        ((small_file, small_file), "is the source itself"),
         ((small_file, tmp_path / "folder", "--to", "timm"), "timm has no ResNet with 32 channels after its stem"),
         ((broken, x, "--verify"), "1 of its tensors hold NaN or infinity: stem.conv1.weight"),
         ((os_system, x), "unsupported GLOBAL posix.system"),

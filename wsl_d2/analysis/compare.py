@@ -64,6 +64,8 @@ def compare_runs(
     for baseline in baselines:
         if baseline not in folders:
             raise RunError(f"the baseline {baseline!r} is none of the runs {', '.join(folders)}.")
+    if not folders.keys() - set(baselines):
+        raise RunError(f"there is nothing to compare with {', '.join(baselines)}; give a run of another name.")
     if num_resamples < 2:
         raise RunError(f"the number of resamples is {num_resamples}; it must be at least 2, and 1000 for a report.")
     if seed < 0:

@@ -285,6 +285,8 @@ def convert_file(
     if not target.parent.is_dir():
         raise WeightsError(f"there is no folder {target.parent} to write {target.name} to")
     file = WeightFile.read(source)
+    if target.exists() and target.samefile(file.path):
+        raise WeightsError(f"{target} is the source itself; take another name")
     backbone = file.backbone(prefix)
     shape = shape_of(file.path, backbone.tensors)
     make_network(file.path, backbone)  # whole and finite
