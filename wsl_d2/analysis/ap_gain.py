@@ -73,7 +73,7 @@ def bootstrap_evaluation(evaluation: COCOeval, counts: np.ndarray) -> BootstrapA
     """As :func:`bootstrap_ap`, of results that are matched already."""
     precision = evaluation.eval["precision"][..., -1]  # (T, 101, classes, areas), -1 without ground truth
     points = np.where(precision > -1, precision, np.nan).mean(axis=1)  # (T, classes, areas)
-    replicates = _replicates(evaluation, counts)  # (areas, T, classes, B)
+    replicates, number = _replicates(evaluation, counts)  # (areas, T, classes, B), (classes,)
     metrics = {}
     areas = evaluation.params.areaRngLbl
     for metric in METRICS:
@@ -85,8 +85,6 @@ def bootstrap_evaluation(evaluation: COCOeval, counts: np.ndarray) -> BootstrapA
         defined = defined[defined > -1]
         point = 100 * float(defined.mean()) if len(defined) else float("nan")
         metrics[metric] = BootstrapEstimate(point, 100 * mean_of_defined(replicates[area, thresholds], axis=(0, 1)))
-    found = [class_matches(evaluation, k, 0) for k in range(len(evaluation.params.catIds))]
-    number = [int(matches.num_objects.sum()) if matches else 0 for matches in found]
     members = _groups(evaluation.cocoGt.loadCats(evaluation.params.catIds))
     groups = {
         kind: {
@@ -127,26 +125,24 @@ def mean_of_defined(values: np.ndarray, axis: tuple[int, ...]) -> np.ndarray:
     return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
 
 
-def _replicates(evaluation: COCOeval, counts: np.ndarray) -> np.ndarray:
-    """Returns (areas, T, classes, B) AP in [0, 1], NaN where a resample has no object."""
+def _replicates(evaluation: COCOeval, counts: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Returns (areas, T, classes, B) AP in [0, 1], NaN where a resample has no object; and each class's objects."""
     params = evaluation.params
     shape = len(params.areaRng), len(params.iouThrs), len(params.catIds), len(counts)
     ap = np.full(shape, np.nan)
-    tasks = []
-    for start in range(0, len(counts), _RESAMPLES_AT_A_TIME):
-        chosen = slice(start, start + _RESAMPLES_AT_A_TIME)
-        weights = np.ascontiguousarray(counts[chosen].T, np.float32)  # whole numbers up to 16 million are exact
-        tasks += [(k, area, chosen, weights) for k in range(shape[2]) for area in range(shape[0])]
+    parts = [slice(start, start + _RESAMPLES_AT_A_TIME) for start in range(0, len(counts), _RESAMPLES_AT_A_TIME)]
+    # Whole numbers up to 16 million are exact in float32.
+    weights = [np.ascontiguousarray(counts[part].T, np.float32) for part in parts]
 
-    def work(task) -> None:
-        k, area, chosen, weights = task
-        matches = class_matches(evaluation, k, area)
-        if matches is not None:
-            ap[area, :, k, chosen] = resampled_ap(matches, weights, params.recThrs)
+    def work(k: int) -> int:
+        found = class_matches(evaluation, k, range(shape[0]))
+        for area, matches in enumerate(found):
+            for part, columns in zip(parts, weights, strict=True):
+                ap[area, :, k, part] = resampled_ap(matches, columns, params.recThrs)
+        return int(found[0].num_objects.sum()) if found else 0
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(work, tasks))
-    return ap
+        return ap, list(pool.map(work, range(shape[2])))
 
 
 def resampled_ap(matches: ClassMatches, weights: np.ndarray, recall_thresholds: np.ndarray) -> np.ndarray:
@@ -180,6 +176,7 @@ def resampled_ap(matches: ClassMatches, weights: np.ndarray, recall_thresholds: 
 
     base = matches.counted[0]
     counted_by_base = count_up_to(base)
+    cumulative_true = gained = np.zeros(0)
     for t, (true, counted) in enumerate(zip(matches.true, matches.counted, strict=True)):
         found = np.flatnonzero(true)
         if len(found) == 0:
@@ -191,11 +188,12 @@ def resampled_ap(matches: ClassMatches, weights: np.ndarray, recall_thresholds: 
         if (less := base & ~counted).any():
             precision += count_up_to(less, -1)[rows]
         precision += np.spacing(precision.dtype.type(1))
-        cumulative_true = _accumulate(np.add, weights[image[found]])
+        if t == 0 or (true != matches.true[t - 1]).any():
+            cumulative_true = _accumulate(np.add, weights[image[found]])
+            level = _last_threshold_reached(cumulative_true, objects, recall_thresholds)
+            gained = np.diff(level, axis=0, prepend=level.dtype.type(-1))
         np.divide(cumulative_true, precision, out=precision)
         _accumulate(np.maximum, precision[::-1])
-        level = _last_threshold_reached(cumulative_true, objects, recall_thresholds)
-        gained = np.diff(level, axis=0, prepend=level.dtype.type(-1))
         ap = np.einsum("jb,jb->b", precision, gained, dtype=np.float64) / len(recall_thresholds)
         result[t] = np.where(objects > 0, ap, np.nan)
     return result
