@@ -48,6 +48,7 @@ PEERS = {
     "webdataset": "webdataset",
     "nvidia.dali": "nvidia-dali-cuda120",
 }
+_EPOCHS = 3  # of a loader that ends, so that its workers are as busy at the end of a measurement as others'
 SYNSETS = ["n02084071", "n02121620", "n01503061", "n02958343"]  # dog, cat, bird, car
 HASHTAGS = ["#dog", "#cat", "#bird", "#car"]
 
@@ -308,9 +309,10 @@ def wsl_loader(folder: Path, decoding: str, workers: int, batch_size: int):
 
 
 def loaders(folder: Path, num_images: int, workers: int, batch_size: int) -> dict[str, Callable[[], object]]:
-    """Each makes batches of the folder's images without end, or for at least one epoch."""
+    """Each makes batches of the folder's images without end, or for several times as long as is measured."""
     options = {"batch_size": batch_size, "num_workers": workers, "drop_last": True}
     images = datasets.ImageFolder(folder / "images", reference_transform())
+    images.samples *= _EPOCHS
     crops = peer_crops()
     found: dict[str, Callable[[], object]] = {
         "wsl_d2 shards, fast": lambda: wsl_loader(folder / "shards", "fast", workers, batch_size),
@@ -320,11 +322,13 @@ def loaders(folder: Path, num_images: int, workers: int, batch_size: int) -> dic
     best = {name: crop for name, crop in crops.items() if name in (V2, OPENCV)}
     for name, crop in best.items():
         of_bytes = datasets.ImageFolder(folder / "images", crop, loader=lambda path: Path(path).read_bytes())
+        of_bytes.samples *= _EPOCHS
         found[f"ImageFolder of bytes, {name}"] = lambda of_bytes=of_bytes: DataLoader(of_bytes, shuffle=True, **options)
     if installed("timm"):
         from timm.data import create_dataset, create_loader
 
         timm_images = create_dataset("", folder / "images")
+        timm_images.reader.samples *= _EPOCHS
         found["timm's loader"] = lambda: create_loader(
             timm_images,
             (3, CROP, CROP),

@@ -191,7 +191,9 @@ def resampled_ap(matches: ClassMatches, weights: np.ndarray, recall_thresholds: 
         if t == 0 or (true != matches.true[t - 1]).any():
             cumulative_true = _accumulate(np.add, weights[image[found]])
             level = _last_threshold_reached(cumulative_true, objects, recall_thresholds)
-            gained = np.diff(level, axis=0, prepend=level.dtype.type(-1))
+            gained = np.empty_like(level)
+            gained[0] = level[0] + 1
+            np.subtract(level[1:], level[:-1], out=gained[1:])
         np.divide(cumulative_true, precision, out=precision)
         _accumulate(np.maximum, precision[::-1])
         ap = np.einsum("jb,jb->b", precision, gained, dtype=np.float64) / len(recall_thresholds)
@@ -220,7 +222,9 @@ def _last_threshold_reached(found: np.ndarray, objects: np.ndarray, recall_thres
     steps = len(recall_thresholds) - 1
     total = np.maximum(objects, 1).astype(np.float64)
     kind = found.dtype if total.max() < 20_000 else np.float64  # float32 tells recalls so near to each other apart
-    level = np.floor(found * (steps / total).astype(kind) + (0.5 / total).astype(kind))
+    level = found * (steps / total).astype(kind)
+    level += (0.5 / total).astype(kind)
+    np.floor(level, out=level)
     rounded_up = np.flatnonzero(recall_thresholds > np.arange(steps + 1) / steps)
     columns = np.flatnonzero((total[:, None] * rounded_up % steps == 0).any(axis=1))
     part = level[:, columns]

@@ -154,7 +154,7 @@ def _classify(evaluation: COCOeval, tables: list[_Table]) -> None:
     found = np.array([g["id"] in found_ids for _, _, g in objects], bool)
     near = found.copy()
     if part == "bbox":
-        shapes, targets = np.reshape(shapes, (-1, 4)).astype(float), np.reshape(targets, (-1, 4)).astype(float)
+        shapes, targets = (np.fromiter(chain.from_iterable(boxes), float).reshape(-1, 4) for boxes in (shapes, targets))
 
     for place in range(len(params.imgIds)):
         wrong, ground = slice(*wrong_at[place : place + 2]), slice(*object_at[place : place + 2])
