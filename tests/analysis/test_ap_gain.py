@@ -9,7 +9,7 @@ from pycocotools.cocoeval import COCOeval
 from toy_detections import NUM_IMAGES, random_detections, random_keypoints, random_world
 
 from wsl_d2.analysis import METRICS, BootstrapEstimate, bootstrap_ap, gain_between, gain_of, paired_bootstrap
-from wsl_d2.analysis.ap_gain import draw_counts, gains_by, resampled_ap
+from wsl_d2.analysis.ap_gain import _last_threshold_reached, draw_counts, gains_by, resampled_ap
 from wsl_d2.analysis.matches import ClassMatches
 from wsl_d2.coco import CocoError, read_coco
 
@@ -194,3 +194,12 @@ def test_groups_that_are_all_classes_or_one_are_left_out(world):
     path, contents = world
     ap = bootstrap_ap(read_coco(path), random_detections(contents, 1), "bbox", draw_counts(NUM_IMAGES, 2, 0))
     assert list(ap.groups) == ["classes"]
+
+
+@pytest.mark.parametrize("most", [1, 20, 100, 2400, 19_990, 30_000])
+def test_recall_thresholds_are_reached_as_floating_point_numbers_reach_them(most):
+    thresholds = np.linspace(0.0, 1.0, 101)
+    objects = np.arange(most, most + 12, dtype=np.float32)
+    found = np.minimum(np.arange(most + 12)[:, None], objects).astype(np.float32)
+    expected = np.searchsorted(thresholds, found.astype(float) / objects.astype(float), side="right") - 1
+    np.testing.assert_array_equal(_last_threshold_reached(found, objects, thresholds), expected)

@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import json
+import multiprocessing
+import os
 import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +40,15 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STORED = Shrinking(400, 90)
 OURS = "wsl_d2 fast"
 REFERENCE = "torchvision ImageFolder (Pillow, float)"
+V2 = "torchvision v2 on decode_jpeg (uint8)"
+OPENCV = "opencv (INTER_AREA)"
 PEERS = {
     "cv2": "opencv-python-headless",
     "timm": "timm",
     "webdataset": "webdataset",
     "nvidia.dali": "nvidia-dali-cuda120",
 }
+_EPOCHS = 3  # of a loader that ends, so that its workers are as busy at the end of a measurement as others'
 SYNSETS = ["n02084071", "n02121620", "n01503061", "n02958343"]  # dog, cat, bird, car
 HASHTAGS = ["#dog", "#cat", "#bird", "#car"]
 
@@ -142,7 +148,7 @@ def peer_crops() -> dict[str, Callable[[bytes], object]]:
     peers: dict[str, Callable[[bytes], object]] = {
         REFERENCE: lambda data: reference(pillow(data)),
         "torchvision ImageFolder (Pillow, uint8)": lambda data: bytes_out(pillow(data)),
-        "torchvision v2 on decode_jpeg (uint8)": tensor,
+        V2: tensor,
     }
     if installed("timm"):
         from timm.data import create_transform
@@ -152,7 +158,7 @@ def peer_crops() -> dict[str, Callable[[bytes], object]]:
         )
         peers["timm's transforms (Pillow, uint8)"] = lambda data: timm(pillow(data))
     if installed("cv2"):
-        peers["opencv (INTER_AREA)"] = opencv_crop("INTER_AREA")
+        peers[OPENCV] = opencv_crop("INTER_AREA")
         peers["opencv (INTER_LINEAR, aliased)"] = opencv_crop("INTER_LINEAR")
     return peers
 
@@ -173,21 +179,26 @@ def opencv_crop(interpolation: str) -> Callable[[bytes], np.ndarray]:
     return crop
 
 
+def dali_crop(encoded):
+    """The training crop of a batch of JPEGs, as a node of DALI's graph."""
+    from nvidia.dali import fn, types
+
+    pixels = fn.decoders.image_random_crop(
+        encoded, device="cpu", output_type=types.RGB, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
+    )
+    pixels = fn.resize(pixels, size=(CROP, CROP), interp_type=types.INTERP_LINEAR, antialias=True)
+    return fn.transpose(fn.flip(pixels, horizontal=fn.random.coin_flip()), perm=[2, 0, 1])
+
+
 def dali_pipeline(jpegs: list[bytes]) -> Callable[[], None]:
     """DALI's processor path, which also decodes no more than the crop; one thread, as many images as given."""
-    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali import fn, pipeline_def
 
     arrays = [np.frombuffer(data, np.uint8) for data in jpegs]
 
     @pipeline_def(batch_size=len(arrays), num_threads=1, device_id=None, seed=0, prefetch_queue_depth=1)
     def pipeline():
-        encoded = fn.external_source(source=lambda: arrays, batch=True)
-        pixels = fn.decoders.image_random_crop(
-            encoded, device="cpu", output_type=types.RGB, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
-        )
-        pixels = fn.resize(pixels, size=(CROP, CROP), interp_type=types.INTERP_LINEAR, antialias=True)
-        pixels = fn.flip(pixels, horizontal=fn.random.coin_flip())
-        return fn.transpose(pixels, perm=[2, 0, 1])
+        return dali_crop(fn.external_source(source=lambda: arrays, batch=True))
 
     built = pipeline()
     built.build()
@@ -288,6 +299,7 @@ def wsl_loader(folder: Path, decoding: str, workers: int, batch_size: int):
     register_hashtag_dataset(str(folder), folder)
     cfg = get_cfg()
     add_wsl_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "HashtagClassifier"
     cfg.DATASETS.TRAIN = (str(folder),)
     cfg.DATALOADER.NUM_WORKERS = workers
     cfg.INPUT.FORMAT, cfg.INPUT.DECODING = "RGB", decoding
@@ -297,18 +309,26 @@ def wsl_loader(folder: Path, decoding: str, workers: int, batch_size: int):
 
 
 def loaders(folder: Path, num_images: int, workers: int, batch_size: int) -> dict[str, Callable[[], object]]:
-    """Each makes batches of the folder's images without end, or for at least one epoch."""
+    """Each makes batches of the folder's images without end, or for several times as long as is measured."""
     options = {"batch_size": batch_size, "num_workers": workers, "drop_last": True}
     images = datasets.ImageFolder(folder / "images", reference_transform())
+    images.samples *= _EPOCHS
+    crops = peer_crops()
     found: dict[str, Callable[[], object]] = {
         "wsl_d2 shards, fast": lambda: wsl_loader(folder / "shards", "fast", workers, batch_size),
         "wsl_d2 shards, exact": lambda: wsl_loader(folder / "shards", "exact", workers, batch_size),
         REFERENCE: lambda: DataLoader(images, shuffle=True, **options),
     }
+    best = {name: crop for name, crop in crops.items() if name in (V2, OPENCV)}
+    for name, crop in best.items():
+        of_bytes = datasets.ImageFolder(folder / "images", crop, loader=lambda path: Path(path).read_bytes())
+        of_bytes.samples *= _EPOCHS
+        found[f"ImageFolder of bytes, {name}"] = lambda of_bytes=of_bytes: DataLoader(of_bytes, shuffle=True, **options)
     if installed("timm"):
         from timm.data import create_dataset, create_loader
 
         timm_images = create_dataset("", folder / "images")
+        timm_images.reader.samples *= _EPOCHS
         found["timm's loader"] = lambda: create_loader(
             timm_images,
             (3, CROP, CROP),
@@ -322,52 +342,89 @@ def loaders(folder: Path, num_images: int, workers: int, batch_size: int) -> dic
             pin_memory=False,
         )
     if installed("webdataset"):
-        import webdataset
-
         tars = sorted(str(path) for path in (folder / "shards").glob("*.tar"))
-        transform = reference_transform()
-
-        def web():
-            dataset = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False, workersplitter=None).repeat()
-            dataset = dataset.shuffle(500).decode("pilrgb").to_tuple("jpg", "json").map_tuple(transform)
-            return webdataset.WebLoader(dataset.batched(batch_size), batch_size=None, num_workers=workers)
-
-        found["webdataset (Pillow, float)"] = web
+        reference = reference_transform()
+        for name, crop in {"Pillow, float": lambda data: reference(pillow(data)), **best}.items():
+            found[f"webdataset, {name}"] = lambda crop=crop: web_loader(tars, crop, batch_size, workers)
+    if installed("nvidia.dali"):
+        paths = sorted(str(path) for path in (folder / "images").glob("*/*.jpg"))
+        found[f"DALI (processor, {workers} threads)"] = lambda: dali_loader(paths, batch_size, workers)
     return found
 
 
+def web_loader(tars: list[str], crop: Callable[[bytes], object], batch_size: int, workers: int):
+    """webdataset's loader with a crop of JPEG bytes; what is in the JSON is decoded as well."""
+    import webdataset
+
+    def sample(data: bytes, metadata: bytes) -> tuple:
+        return torch.as_tensor(crop(data)), json.loads(metadata)["hashtags"]
+
+    dataset = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False, workersplitter=None).repeat()
+    dataset = dataset.shuffle(500).to_tuple("jpg", "json").map(lambda row: sample(*row))
+    return webdataset.WebLoader(dataset.batched(batch_size), batch_size=None, num_workers=workers)
+
+
+def dali_loader(paths: list[str], batch_size: int, workers: int) -> Iterator:
+    """DALI's own reader and threads."""
+    from nvidia.dali import fn, pipeline_def
+
+    @pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None, seed=0)
+    def pipeline():
+        encoded, _ = fn.readers.file(files=paths, random_shuffle=True)
+        return dali_crop(encoded)
+
+    built = pipeline()
+    built.build()
+    while True:
+        yield built.run()
+
+
 def measure_loading(count: int, rounds: int, workers: int, batch_size: int = 32) -> None:
-    """Prints images per second of wall clock through DataLoader workers, after the first batch."""
-    print(f"\nend to end through {workers} workers, batches of {batch_size}; needs {workers} idle cores")
+    """Prints images per second of wall clock, and CPU time of all processes per image, once the workers are busy."""
+    print(f"\nend to end through {workers} workers, batches of {batch_size}; images/s need {workers} idle cores")
     for size in SIZES:
         folder = Path(tempfile.mkdtemp(prefix="wsl_d2_benchmark_"))
         try:
             write_folders(folder, make_jpegs(size, count))
             print(f"{size[0]} x {size[1]}: {count} images, {rounds} rounds")
-            rates: dict[str, list[float]] = {}
+            found: dict[str, list[tuple[float, float]]] = {}
             contestants = loaders(folder, count, workers, batch_size)
             for _ in range(rounds):
                 for name, make in contestants.items():
-                    rates.setdefault(name, []).append(images_per_second(make(), count // batch_size - 1, batch_size))
+                    found.setdefault(name, []).append(seconds_per_image(make(), count, workers, batch_size))
         finally:
             shutil.rmtree(folder)
-        medians = {name: statistics.median(values) for name, values in rates.items()}
-        for name, rate in medians.items():
-            ours = medians["wsl_d2 shards, fast"] / rate
+        wall, cpu = ({name: statistics.median(row[n] for row in rows) for name, rows in found.items()} for n in (0, 1))
+        ours = "wsl_d2 shards, fast"
+        print(f"  {'':60} {'images/s':>8} {'CPU ms':>7}   ours is faster by: wall    CPU   against ImageFolder: CPU")
+        for name in found:
             print(
-                f"  {name:42} {rate:7.0f} images/s   ours is faster by {ours:5.2f}x   against ImageFolder "
-                f"{rate / medians[REFERENCE]:5.2f}x"
+                f"  {name:60} {1 / wall[name]:8.0f} {1000 * cpu[name]:7.2f} {wall[name] / wall[ours]:24.2f}x "
+                f"{cpu[name] / cpu[ours]:5.2f}x {cpu[REFERENCE] / cpu[name]:24.2f}x"
             )
 
 
-def images_per_second(loader, num_batches: int, batch_size: int) -> float:
-    """Times ``num_batches`` batches after the first one."""
+def seconds_per_image(loader, count: int, workers: int, batch_size: int) -> tuple[float, float]:
+    """Wall clock and CPU of an image, without the batches that the workers make before they wait for the first one."""
     iterator = iter(loader)
-    next(iterator)
-    start = time.perf_counter()
+    ahead = 1 + workers
+    for _ in range(ahead):
+        next(iterator)
+    start = np.array([time.perf_counter(), cpu_seconds()])
+    num_batches = count // batch_size - ahead
     for _ in range(num_batches):
         next(iterator)
-    return num_batches * batch_size / (time.perf_counter() - start)
+    wall, cpu = (np.array([time.perf_counter(), cpu_seconds()]) - start) / (num_batches * batch_size)
+    return wall, cpu
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of those that it has started."""
+    total = time.process_time()
+    for child in multiprocessing.active_children():
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -73,7 +73,7 @@ def bootstrap_evaluation(evaluation: COCOeval, counts: np.ndarray) -> BootstrapA
     """As :func:`bootstrap_ap`, of results that are matched already."""
     precision = evaluation.eval["precision"][..., -1]  # (T, 101, classes, areas), -1 without ground truth
     points = np.where(precision > -1, precision, np.nan).mean(axis=1)  # (T, classes, areas)
-    replicates = _replicates(evaluation, counts)  # (areas, T, classes, B)
+    replicates, number = _replicates(evaluation, counts)  # (areas, T, classes, B), (classes,)
     metrics = {}
     areas = evaluation.params.areaRngLbl
     for metric in METRICS:
@@ -85,8 +85,6 @@ def bootstrap_evaluation(evaluation: COCOeval, counts: np.ndarray) -> BootstrapA
         defined = defined[defined > -1]
         point = 100 * float(defined.mean()) if len(defined) else float("nan")
         metrics[metric] = BootstrapEstimate(point, 100 * mean_of_defined(replicates[area, thresholds], axis=(0, 1)))
-    found = [class_matches(evaluation, k, 0) for k in range(len(evaluation.params.catIds))]
-    number = [int(matches.num_objects.sum()) if matches else 0 for matches in found]
     members = _groups(evaluation.cocoGt.loadCats(evaluation.params.catIds))
     groups = {
         kind: {
@@ -127,26 +125,24 @@ def mean_of_defined(values: np.ndarray, axis: tuple[int, ...]) -> np.ndarray:
     return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
 
 
-def _replicates(evaluation: COCOeval, counts: np.ndarray) -> np.ndarray:
-    """Returns (areas, T, classes, B) AP in [0, 1], NaN where a resample has no object."""
+def _replicates(evaluation: COCOeval, counts: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Returns (areas, T, classes, B) AP in [0, 1], NaN where a resample has no object; and each class's objects."""
     params = evaluation.params
     shape = len(params.areaRng), len(params.iouThrs), len(params.catIds), len(counts)
     ap = np.full(shape, np.nan)
-    tasks = []
-    for start in range(0, len(counts), _RESAMPLES_AT_A_TIME):
-        chosen = slice(start, start + _RESAMPLES_AT_A_TIME)
-        weights = np.ascontiguousarray(counts[chosen].T, np.float32)  # whole numbers up to 16 million are exact
-        tasks += [(k, area, chosen, weights) for k in range(shape[2]) for area in range(shape[0])]
+    parts = [slice(start, start + _RESAMPLES_AT_A_TIME) for start in range(0, len(counts), _RESAMPLES_AT_A_TIME)]
+    # Whole numbers up to 16 million are exact in float32.
+    weights = [np.ascontiguousarray(counts[part].T, np.float32) for part in parts]
 
-    def work(task) -> None:
-        k, area, chosen, weights = task
-        matches = class_matches(evaluation, k, area)
-        if matches is not None:
-            ap[area, :, k, chosen] = resampled_ap(matches, weights, params.recThrs)
+    def work(k: int) -> int:
+        found = class_matches(evaluation, k, range(shape[0]))
+        for area, matches in enumerate(found):
+            for part, columns in zip(parts, weights, strict=True):
+                ap[area, :, k, part] = resampled_ap(matches, columns, params.recThrs)
+        return int(found[0].num_objects.sum()) if found else 0
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(work, tasks))
-    return ap
+        return ap, list(pool.map(work, range(shape[2])))
 
 
 def resampled_ap(matches: ClassMatches, weights: np.ndarray, recall_thresholds: np.ndarray) -> np.ndarray:
@@ -163,26 +159,24 @@ def resampled_ap(matches: ClassMatches, weights: np.ndarray, recall_thresholds: 
     Returns:
         (T, B) AP in [0, 1], NaN where a resample has no object.
     """
-    weights = weights[matches.images]
-    objects = matches.num_objects @ weights
+    some = np.flatnonzero(matches.num_objects)
+    objects = _count(np.zeros(len(some), int), matches.images[some], matches.num_objects[some], weights, 1)[0]
     result = np.where(objects > 0, np.zeros((len(matches.true), 1)), np.nan)
     positions = np.flatnonzero(matches.true.any(axis=0))
     if len(positions) == 0:
         return result
-    interval = np.searchsorted(positions, np.arange(len(matches.image)))  # first true positive at or after
+    image = matches.images[matches.image]
+    interval = np.searchsorted(positions, np.arange(len(image)))  # first true positive at or after
 
     def count_up_to(chosen: np.ndarray, sign: int = 1) -> np.ndarray:
         """(J, B): detections among the chosen ones up to each true positive."""
         place = np.flatnonzero(chosen & (interval < len(positions)))
-        shape = len(positions), len(matches.images)
-        number = sparse.csr_matrix(
-            (np.full(len(place), sign, weights.dtype), (interval[place], matches.image[place])), shape
-        )
-        return np.cumsum(number @ weights, axis=0)
+        number = _count(interval[place], image[place], np.full(len(place), sign), weights, len(positions))
+        return _accumulate(np.add, number)
 
-    reached = _thresholds_reached(objects, recall_thresholds)
     base = matches.counted[0]
     counted_by_base = count_up_to(base)
+    cumulative_true = gained = np.zeros(0)
     for t, (true, counted) in enumerate(zip(matches.true, matches.counted, strict=True)):
         found = np.flatnonzero(true)
         if len(found) == 0:
@@ -194,25 +188,49 @@ def resampled_ap(matches: ClassMatches, weights: np.ndarray, recall_thresholds: 
         if (less := base & ~counted).any():
             precision += count_up_to(less, -1)[rows]
         precision += np.spacing(precision.dtype.type(1))
-        cumulative_true = np.cumsum(weights[matches.image[found]], axis=0)
+        if t == 0 or (true != matches.true[t - 1]).any():
+            cumulative_true = _accumulate(np.add, weights[image[found]])
+            level = _last_threshold_reached(cumulative_true, objects, recall_thresholds)
+            gained = np.empty_like(level)
+            gained[0] = level[0] + 1
+            np.subtract(level[1:], level[:-1], out=gained[1:])
         np.divide(cumulative_true, precision, out=precision)
-        precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-        levels = np.take_along_axis(reached, cumulative_true.astype(np.intp), axis=0)
-        gained = np.diff(levels, axis=0, prepend=0)
+        _accumulate(np.maximum, precision[::-1])
         ap = np.einsum("jb,jb->b", precision, gained, dtype=np.float64) / len(recall_thresholds)
         result[t] = np.where(objects > 0, ap, np.nan)
     return result
 
 
-def _thresholds_reached(objects: np.ndarray, recall_thresholds: np.ndarray) -> np.ndarray:
-    """Returns (n, B): how many recall thresholds 0, 1 ... of the objects found reach, as floating-point numbers do."""
-    safe = np.maximum(objects, 1)
-    needed = np.ceil(recall_thresholds[:, None] * safe - 1e-6)
-    needed += needed / safe < recall_thresholds[:, None]
-    height = int(objects.max()) + 2
-    flat = needed.astype(np.int64) * len(objects) + np.arange(len(objects))
-    number = np.bincount(flat.ravel(), minlength=height * len(objects)).reshape(-1, len(objects))
-    return np.cumsum(number[:height], axis=0, dtype=np.int16)
+def _count(row: np.ndarray, image: np.ndarray, number: np.ndarray, weights: np.ndarray, num_rows: int) -> np.ndarray:
+    """(num_rows, B): the sum of the numbers of each row, times how often their images count."""
+    shape = num_rows, len(weights)
+    return sparse.csr_matrix((number.astype(weights.dtype), (row, image)), shape) @ weights
+
+
+def _accumulate(operation: np.ufunc, values: np.ndarray) -> np.ndarray:
+    """``operation.accumulate`` over rows, in place: several times as fast as numpy's, which goes column by column."""
+    for before, row in zip(values, values[1:], strict=False):
+        operation(before, row, out=row)
+    return values
+
+
+def _last_threshold_reached(found: np.ndarray, objects: np.ndarray, recall_thresholds: np.ndarray) -> np.ndarray:
+    """The place of the last recall threshold that (n, B) objects found reach of (B,), as floating-point numbers do.
+
+    Thresholds are k / 100 but for rounding, and a recall that is equal to one reaches it unless it was rounded up.
+    """
+    steps = len(recall_thresholds) - 1
+    total = np.maximum(objects, 1).astype(np.float64)
+    kind = found.dtype if total.max() < 20_000 else np.float64  # float32 tells recalls so near to each other apart
+    level = found * (steps / total).astype(kind)
+    level += (0.5 / total).astype(kind)
+    np.floor(level, out=level)
+    rounded_up = np.flatnonzero(recall_thresholds > np.arange(steps + 1) / steps)
+    columns = np.flatnonzero((total[:, None] * rounded_up % steps == 0).any(axis=1))
+    part = level[:, columns]
+    part -= found[:, columns] / total[columns] < recall_thresholds[part.astype(np.intp)]
+    level[:, columns] = part
+    return level
 
 
 def gain_between(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 from pycocotools import mask as mask_api
@@ -25,9 +26,16 @@ from pycocotools.cocoeval import COCOeval
 
 from wsl_d2.analysis.ap_gain import mean_of_defined, resampled_ap
 from wsl_d2.analysis.gain import BootstrapEstimate
-from wsl_d2.analysis.matches import ClassMatches, class_matches, entries_of
+from wsl_d2.analysis.matches import ClassMatches, class_matches, entries_of, order_of_scores
 
 KINDS = ("classification", "localization", "both", "duplicate", "background", "missed")
+_WRONG = (
+    "background",
+    "duplicate",
+    "both",
+    "localization",
+    "classification",
+)  # the first three change no true positive
 _FOREGROUND, _BACKGROUND = 0.5, 0.1
 
 
@@ -39,14 +47,18 @@ def error_dap(evaluation: COCOeval, counts: np.ndarray) -> dict[str, BootstrapEs
         counts: (B, I) of :func:`wsl_d2.analysis.ap_gain.draw_counts`.
     """
     weights = np.concatenate([np.ones((1, counts.shape[1])), counts]).T.astype(np.float32, order="C")
-    tables = _tables(evaluation)
-    as_it_is = _mean_ap([table.matches() for table in tables], evaluation, weights)
-    daps = {}
-    for kind in KINDS:
-        without = _mean_ap([table.matches(without=kind) for table in tables], evaluation, weights)
-        difference = 100 * (without - as_it_is)
-        daps[kind] = BootstrapEstimate(float(difference[0]), difference[1:])
-    return daps
+
+    def work(table: _Table) -> np.ndarray:
+        return np.concatenate([resampled_ap(one, weights, evaluation.params.recThrs) for one in table.matches()])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(work, [table for table in _tables(evaluation) if table.plain is not None]))
+    aps = np.zeros((2 + len(_WRONG), weights.shape[1]))
+    for place, of_classes in enumerate(zip(*found, strict=True)):
+        if defined := [row for row in of_classes if not np.isnan(row[0])]:
+            aps[place] = mean_of_defined(np.array(defined), axis=(0,))
+    daps = dict(zip((*_WRONG, "missed"), 100 * (aps[1:] - aps[0]), strict=True))
+    return {kind: BootstrapEstimate(float(daps[kind][0]), daps[kind][1:]) for kind in KINDS}
 
 
 def count_errors(evaluation: COCOeval) -> dict[str, int]:
@@ -58,118 +70,124 @@ def count_errors(evaluation: COCOeval) -> dict[str, int]:
 
 def _tables(evaluation: COCOeval) -> list[_Table]:
     tables = [_Table(evaluation, k) for k in range(len(evaluation.params.catIds))]
-    for place, image in enumerate(evaluation.params.imgIds):
-        _classify(evaluation, tables, place, image)
+    _classify(evaluation, tables)
     return tables
-
-
-def _mean_ap(matches: list[ClassMatches | None], evaluation: COCOeval, weights: np.ndarray) -> np.ndarray:
-    def work(one: ClassMatches) -> np.ndarray:
-        return resampled_ap(one, weights, evaluation.params.recThrs)[0]
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(work, [one for one in matches if one is not None]))
-    values = np.array([row for row in found if not np.isnan(row[0])])
-    return mean_of_defined(values, axis=(0,)) if len(values) else np.zeros(weights.shape[1])
 
 
 class _Table:
     """The detections of one class at IoU 0.5, in order of falling score, and what is wrong with each."""
 
     def __init__(self, evaluation: COCOeval, class_place: int):
-        self.plain = class_matches(evaluation, class_place, 0)
-        self.row_of: dict[int, int] = {}  # detection id -> its row
-        self.scores = np.zeros(0)
-        self.found: set[int] = set()  # ids of objects
+        self.plain = next(iter(class_matches(evaluation, class_place)), None)
+        self.found: list[float] = []  # ids of objects
         if self.plain is None:
             return
         entries = [entry for _, entry in entries_of(evaluation, class_place, 0)]
-        scores = np.concatenate([entry["dtScores"] for entry in entries])
-        order = np.argsort(-scores, kind="mergesort")
+        scores, order = order_of_scores(entries)
         self.scores = scores[order]
-        ids = [identifier for entry in entries for identifier in entry["dtIds"]]
-        self.row_of = {ids[place]: row for row, place in enumerate(order)}
-        for entry in entries:
-            self.found |= {g for g, d in zip(entry["gtIds"], entry["gtMatches"][0], strict=True) if d}
+        self.ids = np.fromiter(chain.from_iterable(entry["dtIds"] for entry in entries), int)[order]
+        objects = np.fromiter(chain.from_iterable(entry["gtIds"] for entry in entries), int)
+        self.found = objects[np.concatenate([entry["gtMatches"][0] for entry in entries]) != 0].tolist()
         self.kind = np.full(len(order), -1)  # place in KINDS
         self.is_wrong = self.plain.counted[0] & ~self.plain.true[0]
         self.would_find = np.zeros(len(order), bool)  # an object, were its box right
         self.additions: list[tuple[int, float]] = []  # (place of the image, score) of detections of another class
         self.num_missed = np.zeros(len(self.plain.images), int)
 
-    def matches(self, without: str = "") -> ClassMatches | None:
-        """The matches at IoU 0.5 alone, without the errors of a kind."""
-        if self.plain is None:
-            return None
+    def matches(self) -> tuple[ClassMatches, ClassMatches]:
+        """The matches at IoU 0.5: as they are and without each kind of ``_WRONG``, as rows; and without missed ones."""
         plain = self.plain
-        one = replace(plain, true=plain.true[:1], counted=plain.counted[:1])
-        if not without:
-            return one
-        if without == "missed":
-            return replace(one, num_objects=plain.num_objects - self.num_missed)
-        wrong = self.kind == KINDS.index(without)
-        true, counted = one.true.copy(), one.counted.copy()
-        counted[0, wrong] = False
-        if without == "localization":
-            true[0, self.would_find], counted[0, self.would_find] = True, True
-        if without != "classification" or not self.additions:
-            return replace(one, true=true, counted=counted)
-        place_of = {place: row for row, place in enumerate(plain.images.tolist())}
-        images = np.array([place_of[place] for place, _ in self.additions])
-        order = np.argsort(-np.concatenate([self.scores, [score for _, score in self.additions]]), kind="mergesort")
-        ones = np.ones((1, len(images)), bool)
-        return replace(
-            one,
-            image=np.concatenate([plain.image, images])[order],
-            true=np.concatenate([true, ones], axis=1)[:, order],
-            counted=np.concatenate([counted, ones], axis=1)[:, order],
+        assert plain is not None
+        number, more = 1 + len(_WRONG), len(self.additions)
+        images = np.searchsorted(plain.images, [place for place, _ in self.additions])
+        scores = np.concatenate([self.scores, [score for _, score in self.additions]])
+        order = np.argsort(-scores, kind="mergesort")
+        true, counted = (
+            np.concatenate([np.repeat(rows[:1], number, axis=0), np.zeros((number, more), bool)], axis=1)
+            for rows in (plain.true, plain.counted)
+        )
+        for row, kind in enumerate(_WRONG, 1):
+            counted[row, : len(self.kind)][self.kind == KINDS.index(kind)] = False
+        found = {"localization": np.flatnonzero(self.would_find), "classification": len(self.kind) + np.arange(more)}
+        for kind, places in found.items():
+            row = 1 + _WRONG.index(kind)
+            true[row, places] = counted[row, places] = True
+        image = np.concatenate([plain.image, images])[order]
+        missed = replace(plain, num_objects=plain.num_objects - self.num_missed)
+        return (
+            replace(plain, image=image, true=true[:, order], counted=counted[:, order]),
+            replace(missed, true=plain.true[:1], counted=plain.counted[:1]),
         )
 
 
-def _classify(evaluation: COCOeval, tables: list[_Table], place: int, image: int) -> None:
-    """Finds the kind of every wrong detection of an image, and its missed objects."""
-    classes = evaluation.params.catIds
-    detections, objects = [], []
-    for k, category in enumerate(classes):
-        rows = tables[k].row_of
-        detections += [(k, d, rows[d["id"]]) for d in evaluation._dts[image, category] if d["id"] in rows]
-        objects += [(k, g) for g in evaluation._gts[image, category] if not g["ignore"]]
-    wrong = [item for item in detections if tables[item[0]].is_wrong[item[2]]]
-    part = "segmentation" if evaluation.params.iouType == "segm" else "bbox"
-    wrong.sort(key=lambda item: -item[1]["score"])
-    overlaps = np.zeros((len(wrong), len(objects)))
-    if wrong and objects:
-        overlaps = np.asarray(
-            mask_api.iou([d[part] for _, d, _ in wrong], [g[part] for _, g in objects], [0] * len(objects))
+def _classify(evaluation: COCOeval, tables: list[_Table]) -> None:
+    """Finds the kind of every wrong detection, and the missed objects."""
+    params = evaluation.params
+    part = "segmentation" if params.iouType == "segm" else "bbox"
+    used = [
+        (k, table, table.plain, np.flatnonzero(table.is_wrong))
+        for k, table in enumerate(tables)
+        if table.plain is not None
+    ]
+    classes = np.concatenate([np.full(len(rows), k) for k, _, _, rows in used])
+    places = np.concatenate([plain.images[plain.image[rows]] for _, _, plain, rows in used])
+    scores = np.concatenate([table.scores[rows] for _, table, _, rows in used])
+    ids = np.concatenate([table.ids[rows] for _, table, _, rows in used])
+    order = np.lexsort((-scores, places))  # stable: by image, then by falling score
+    shapes: list | np.ndarray = [evaluation.cocoDt.anns[number][part] for number in ids[order].tolist()]
+    wrong_of, wrong_at = classes[order], np.searchsorted(places[order], np.arange(len(params.imgIds) + 1))
+    kinds = np.full(len(order), KINDS.index("background"))
+    would_find = np.zeros(len(order), bool)
+
+    class_place, image_place = ({n: i for i, n in enumerate(numbers)} for numbers in (params.catIds, params.imgIds))
+    objects = [
+        (image_place[image], class_place[category], g)
+        for (image, category), rows in evaluation._gts.items()
+        for g in rows
+        if not g["ignore"]
+    ]
+    objects.sort(key=lambda row: row[:2])
+    object_of = np.array([k for _, k, _ in objects], int)
+    object_at = np.searchsorted([place for place, _, _ in objects], np.arange(len(params.imgIds) + 1))
+    targets: list | np.ndarray = [g[part] for _, _, g in objects]
+    found_ids = {number for table in tables for number in table.found}
+    found = np.array([g["id"] in found_ids for _, _, g in objects], bool)
+    near = found.copy()
+    if part == "bbox":
+        shapes, targets = (np.fromiter(chain.from_iterable(boxes), float).reshape(-1, 4) for boxes in (shapes, targets))
+
+    for place in range(len(params.imgIds)):
+        wrong, ground = slice(*wrong_at[place : place + 2]), slice(*object_at[place : place + 2])
+        if wrong.start == wrong.stop or ground.start == ground.stop:
+            continue
+        overlaps = np.asarray(mask_api.iou(shapes[wrong], targets[ground], [0] * (ground.stop - ground.start)))
+        same = wrong_of[wrong, None] == object_of[ground]
+        own, other = np.where(same, overlaps, 0.0), np.where(same, 0.0, overlaps)
+        best_own, best_other = own.max(axis=1), other.max(axis=1)
+        near_own = best_own >= _BACKGROUND
+        kinds[wrong] = np.select(
+            [near_own & (best_own < _FOREGROUND), near_own, best_other >= _FOREGROUND, best_other >= _BACKGROUND],
+            [KINDS.index(kind) for kind in ("localization", "duplicate", "classification", "both")],
+            KINDS.index("background"),
         )
-    same = np.array([k for k, _, _ in wrong], int)[:, None] == np.array([k for k, _ in objects], int)
-    own, other = np.where(same, overlaps, 0.0), np.where(same, 0.0, overlaps)
-    best_own, best_other = own.max(axis=1, initial=0.0), other.max(axis=1, initial=0.0)
-    near_own = best_own >= _BACKGROUND
-    kinds = np.select(
-        [near_own & (best_own < _FOREGROUND), near_own, best_other >= _FOREGROUND, best_other >= _BACKGROUND],
-        [KINDS.index(kind) for kind in ("localization", "duplicate", "classification", "both")],
-        KINDS.index("background"),
-    )
-    for (k, _, row), kind in zip(wrong, kinds, strict=True):
-        tables[k].kind[row] = kind
-    found = {g["id"] for k, g in objects if g["id"] in tables[k].found}
-    near = set(found)
-    for name, overlap in (("localization", own), ("classification", other)):
-        taken = set(found)
-        for number in np.flatnonzero(kinds == KINDS.index(name)):
-            k, detection, row = wrong[number]
-            target, ground = objects[int(overlap[number].argmax())]
-            near.add(ground["id"])
-            if ground["id"] in taken:
-                continue
-            taken.add(ground["id"])
-            if name == "localization":
-                tables[k].would_find[row] = True
-            else:
-                tables[target].additions.append((place, detection["score"]))
-    for k, ground in objects:
-        if ground["id"] not in near:
-            plain = tables[k].plain
-            assert plain is not None
+        for name, overlap in (("localization", own), ("classification", other)):
+            rows = np.flatnonzero(kinds[wrong] == KINDS.index(name))
+            aims, first = np.unique(overlap[rows].argmax(axis=1), return_index=True)
+            near[ground.start + aims] = True
+            is_free = ~found[ground.start + aims]
+            for aim, row in zip(aims[is_free], wrong.start + rows[first[is_free]], strict=True):
+                if name == "localization":
+                    would_find[row] = True
+                else:
+                    tables[object_of[ground.start + aim]].additions.append((place, float(scores[order[row]])))
+
+    position = np.argsort(order)  # of each wrong detection, class after class
+    start = 0
+    for _, table, _, rows in used:
+        here = position[start : start + len(rows)]
+        table.kind[rows], table.would_find[rows] = kinds[here], would_find[here]
+        start += len(rows)
+    for (place, k, _), is_near in zip(objects, near, strict=True):
+        plain = tables[k].plain
+        if not is_near and plain is not None:
             tables[k].num_missed[np.searchsorted(plain.images, place)] += 1

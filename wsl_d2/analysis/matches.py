@@ -7,6 +7,7 @@ D detections in order of falling score.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,28 +100,37 @@ def entries_of(evaluation: COCOeval, class_place: int, area: int) -> list[tuple[
     return [(place, entry) for place, entry in enumerate(per_image) if entry is not None]
 
 
-def class_matches(evaluation: COCOeval, class_place: int, area: int) -> ClassMatches | None:
-    """Returns one class's matches, None if it has neither objects nor detections.
+def class_matches(evaluation: COCOeval, class_place: int, areas: Sequence[int] = (0,)) -> list[ClassMatches]:
+    """Returns one class's matches in each of the area ranges; nothing if it has neither objects nor detections.
 
     Args:
         class_place: of the class in ``evaluation.params.catIds``.
-        area: place in ``evaluation.params.areaRng``; 0 is all.
+        areas: places in ``evaluation.params.areaRng``; 0 is all.
     """
-    entries = entries_of(evaluation, class_place, area)
-    if not entries:
-        return None
-    found = [entry for _, entry in entries]
-    scores = np.concatenate([entry["dtScores"] for entry in found])
-    order = np.argsort(-scores, kind="mergesort")
-    ignored = np.concatenate([entry["dtIgnore"] for entry in found], axis=1)[:, order].astype(bool)
-    matched = np.concatenate([entry["dtMatches"] for entry in found], axis=1)[:, order] != 0
-    return ClassMatches(
-        images=np.array([place for place, _ in entries]),
-        num_objects=np.array([np.count_nonzero(np.asarray(entry["gtIgnore"]) == 0) for entry in found]),
-        image=np.repeat(np.arange(len(found)), [len(entry["dtScores"]) for entry in found])[order],
-        true=matched & ~ignored,
-        counted=~ignored,
-    )
+    places, order = np.zeros(0, int), np.zeros(0, int)
+    result = []
+    for number, area in enumerate(areas):
+        entries = entries_of(evaluation, class_place, area)
+        if not entries:
+            return []
+        found = [entry for _, entry in entries]
+        if number == 0:  # images and detections are those of every area
+            images = np.array([place for place, _ in entries])
+            places = np.repeat(np.arange(len(found)), [len(entry["dtScores"]) for entry in found])
+            order = order_of_scores(found)[1]
+        ignored = np.concatenate([entry["dtIgnore"] for entry in found], axis=1)[:, order].astype(bool)
+        matched = np.concatenate([entry["dtMatches"] for entry in found], axis=1)[:, order] != 0
+        objects = np.repeat(np.arange(len(found)), [len(entry["gtIgnore"]) for entry in found])
+        counts = np.concatenate([entry["gtIgnore"] for entry in found]) == 0
+        num_objects = np.bincount(objects[counts], minlength=len(found))
+        result.append(ClassMatches(images, num_objects, places[order], matched & ~ignored, ~ignored))
+    return result
+
+
+def order_of_scores(entries: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (D,) scores of all detections in pycocotools' results, and their order by falling score."""
+    scores = np.fromiter(itertools.chain.from_iterable(entry["dtScores"] for entry in entries), float)
+    return scores, np.argsort(-scores, kind="mergesort")
 
 
 def image_scores(evaluation: COCOeval, min_score: float) -> np.ndarray:

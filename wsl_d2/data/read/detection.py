@@ -22,7 +22,7 @@ from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_api
 from torch.utils.data import DataLoader, Sampler
 
-from wsl_d2.coco import CocoError, read_coco
+from wsl_d2.coco import CocoError, read_coco, without_garbage_collection
 from wsl_d2.data.order.sampler import PositionSampler
 from wsl_d2.data.read.detection_image import as_8_bits
 from wsl_d2.data.read.loaders import outlive_signals
@@ -106,11 +106,12 @@ def build_resumable_detection_train_loader(cfg, start_iteration: int = 0):
         return build_detection_train_loader(cfg, mapper=DetectionMapper(cfg, True))
     names = ", ".join(cfg.DATASETS.TRAIN)
     try:
-        dataset = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
-        )
+        with without_garbage_collection():
+            dataset = get_detection_dataset_dicts(
+                cfg.DATASETS.TRAIN,
+                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+            )
     except AssertionError as error:  # Detectron2's
         raise CocoError(f"DATASETS.TRAIN {names}: {error}.") from error
     objects = [item for image in dataset for item in image.get("annotations", []) if not item.get("iscrowd")]
