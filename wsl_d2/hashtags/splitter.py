@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import math
-
-import ahocorasick
+from typing import Any
 
 _WORD_LIST = "frequency_dictionary_en_82_765.txt"  # of symspellpy: a word, a blank, how often it occurs
 # Words of hashtags that the list lacks, so that it does not cut them to pieces.
@@ -29,8 +28,10 @@ def known_words() -> dict[str, float]:
 
 
 @functools.cache
-def _automaton() -> ahocorasick.Automaton:
+def _automaton() -> Any:
     """Finds all known words of a text, as (length, logarithm): by their ends, and at each end the longest first."""
+    import ahocorasick  # here: readers of finished datasets need it not
+
     automaton = ahocorasick.Automaton()
     for word, log in known_words().items():
         automaton.add_word(word, (len(word), log))
