@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from waiting import wait_until
+
 _CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -48,15 +50,6 @@ def why_not() -> str | None:
     if missing:
         return f"needs {', '.join(missing)}; `apt-get install --no-install-recommends slurm-wlm munge` has them"
     return "starts SLURM's daemons, which needs root" if os.getuid() else None
-
-
-def wait_until(happens: Callable[[], object], log: Callable[[], str] = str, seconds: float = 400):
-    """Returns the first true value of a function."""
-    end = time.monotonic() + seconds
-    while not (value := happens()):
-        assert time.monotonic() < end, log()
-        time.sleep(0.2)
-    return value
 
 
 class Cluster:

@@ -307,7 +307,7 @@ def test_reduced_twins_train_evaluate_and_are_equal_given_equal_weights(small_wo
     assert json.dumps(records["imagenet"]) == json.dumps(records["wsl"])  # as text: an AP without objects is NaN
 
 
-@pytest.mark.parametrize("name", ["imagenet", "imagenet_equal_views", "wsl"])
+@pytest.mark.parametrize("name", ["imagenet", "imagenet_equal_views", "self_supervised", "wsl"])
 def test_miniworld_twins_differ_in_their_initialisation_alone(name):
     scratch, twin = (MASK / f"miniworld_mask_rcnn_X_26_8x4d_FPN_{n}.yaml" for n in ("scratch", name))
     assert differences(scratch, twin) <= INITIALISATION

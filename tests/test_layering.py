@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up. A room may import from itself and from the floors below its own, not from those beside it.
 FLOORS = (
-    ("errors", "files", "run_keys", "version"),
+    ("errors", "files", "process", "run_keys", "version"),
     ("jobs",),
     ("coco", "config", "hashtags", "modeling"),
     ("checkpoint", "data"),

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from wsl_d2.data.runner import Cluster, run_parts
 from wsl_d2.errors import UserError
@@ -71,7 +72,8 @@ def test_what_the_cluster_refuses_is_one_line(tmp_path):
         list(run_parts(scaled, range(9), 10, workers=Cluster(2, tmp_path / "jobs", "local", {"nonsense": 1})))
 
 
-def test_ctrl_c_while_processes_import_is_one_line(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_signal_while_processes_import_ends_all_of_them(tmp_path, number):
     (tmp_path / "posts.csv").write_text("key,hashtags\n" + "".join(f"p{i},#dog{i}\n" for i in range(300_000)))
     command = [sys.executable, "-m", "wsl_d2", "hashtags", "count", "posts.csv", "--output", "counts", "--workers", "2"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -81,6 +83,9 @@ def test_ctrl_c_while_processes_import_is_one_line(tmp_path):
         Path(f"/proc/{child}/cmdline").read_bytes() for child in children.read_text().split()
     ):
         time.sleep(0.05)
-    os.killpg(run.pid, signal.SIGINT)
-    errors = run.communicate()[1].decode()
-    assert run.returncode == 130 and "Traceback" not in errors and "stopped;" in errors.splitlines()[-1]
+    started = children.read_text().split()
+    os.killpg(run.pid, number) if number == signal.SIGINT else run.kill()
+    errors = run.communicate()[1].decode()  # once no process has the pipe
+    wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in started))
+    if number == signal.SIGINT:  # one line
+        assert run.returncode == 130 and "Traceback" not in errors and "stopped;" in errors.splitlines()[-1]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import slurm_cluster
-from slurm_cluster import wait_until
 from training_runs import (
     OPTS,
     ROOT,
@@ -23,6 +22,7 @@ from training_runs import (
     train,
     train_together,
 )
+from waiting import wait_until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(1800)]
 FAULT = "on SLURM: cancelled, out of time, kill -9 of a task, Ctrl-C while waiting"

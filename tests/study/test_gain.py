@@ -133,6 +133,18 @@ def test_boxes_alone_are_trained_without_masks_and_the_schedule_follows_the_data
     assert cfg.SOLVER.MAX_ITER == 6000 and cfg.SOLVER.STEPS == (4000, 5333)
 
 
+def test_masks_that_not_all_objects_have_are_left_out_and_it_says_so(data, tmp_path):
+    world = json.loads((data / "train.json").read_text())
+    row = next(row for row in world["annotations"] if not row.get("iscrowd"))
+    del row["segmentation"]
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(world))
+    study = prepare(question(data, train=path), tmp_path / "out")
+    assert not config_of(study.output, "wsl").MODEL.MASK_ON
+    (line,) = [line for line in study.lines if line.startswith("no masks: 1 of ")]
+    assert line.endswith(f"have no masks, such as annotation {row['id']}") and str(path) in line
+
+
 @pytest.mark.parametrize("architecture", RESNEXT_ARCHITECTURES)
 def test_weights_tell_their_architecture(architecture):
     with torch.device("meta"):

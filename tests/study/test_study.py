@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from command_line import wsl_d2
+from waiting import wait_until
 
 from wsl_d2.analysis.records import RunError
 from wsl_d2.cli.main import VERBS, build_parser
-from wsl_d2.report.study import analyse, format_text, write_report
+from wsl_d2.report.study import analyse, format_text, sentences_of_item, write_report
 from wsl_d2.study.runner import describe_plan, format_duration, run_locally, run_on_cluster
 from wsl_d2.study.study import Study, StudyError
 
@@ -170,16 +171,17 @@ time.sleep(600)
     "number",
     [
         signal.SIGTERM,
-        signal.SIGHUP,
-        *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGUSR1, signal.SIGINT)),
+        signal.SIGKILL,
+        *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)),
     ],
 )
 def test_a_signal_to_a_study_lets_its_trainings_save_and_leaves_no_process(toy, number):
     (toy.parent / "tool.py").write_text(TRAINING)
     command = [sys.executable, "-m", "wsl_d2", "study", toy, "--output", toy.parent / "out", "--jobs", "2"]
     options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    heeded = functools.partial(signal.signal, number, signal.SIG_DFL)  # also where `nohup` runs the tests
-    process = subprocess.Popen(command, cwd=toy.parent, preexec_fn=heeded, **options)
+    if number != signal.SIGKILL:  # heeded also where `nohup` runs the tests
+        options["preexec_fn"] = functools.partial(signal.signal, number, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=toy.parent, **options)
     try:
         while len(list(toy.parent.rglob("begun"))) < 2:
             assert process.poll() is None, process.communicate()
@@ -188,8 +190,12 @@ def test_a_signal_to_a_study_lets_its_trainings_save_and_leaves_no_process(toy, 
         _, errors = process.communicate(timeout=60)
     finally:
         os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
-    assert process.returncode == (130 if number == signal.SIGINT else 75), errors
-    assert errors.strip() == "wsl-d2 study: stopped; finished runs are kept, and the same command goes on."
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+        wait_until(lambda: not processes_with(str(toy.parent)), seconds=60)
+    else:
+        assert process.returncode == (130 if number == signal.SIGINT else 75), errors
+        assert errors.strip() == "wsl-d2 study: stopped; finished runs are kept, and the same command goes on."
     assert len(list(toy.parent.rglob("saved"))) == 2 and not processes_with(str(toy.parent))
 
 
@@ -226,6 +232,18 @@ def test_values_are_selected_by_the_file_and_by_the_command_line(toy):
         names({"size": ["huge"]})
     with pytest.raises(StudyError, match="no axis sed to select from; there are n, size, seed"):
         names({"sed": [0]})
+
+
+def test_stages_and_baselines_of_values_that_are_not_run_fall_away(tmp_path):
+    demo = ROOT / "configs" / "Studies" / "miniworld.yaml"
+    study = Study.load(demo)
+    assert "self_supervised" not in describe_plan(study, study.cells(tmp_path), 2)
+    assert study.report[0]["baselines"] == ["imagenet", "imagenet_equal_views"]
+    study = Study.load(demo, {"arm": ["wsl", "self_supervised"]})
+    assert "self_supervised" in describe_plan(study, study.cells(tmp_path), 2)
+    assert study.report[0]["baselines"] == ["self_supervised"]
+    with pytest.raises(StudyError, match="baseline 'imagenet' is no value of arm; there are wsl"):
+        Study.load(demo, {"arm": ["wsl"]})
 
 
 def test_a_stage_may_have_only_some_values_and_what_it_does_not_make_is_not_needed(toy):
@@ -330,7 +348,7 @@ def test_a_sweep_names_the_best_and_shows_what_diverged(toy, tmp_path):
     assert [point["x"] for point in small["points"]] == [0.001, 0.01, 0.1]
     assert [point["diverged"] for point in small["points"]] == [0, 0, 1] and small["best"] == 0.01
     assert large["best"] == 0.001 and (small["at_end"], large["at_end"]) == ("", "lowest")
-    assert "Best rate by AP: small 0.01 (5.5 ± 6.4), large 0.001 (6.5 ± 6.4)." in text
+    assert "Best rate by AP: small 0.01 (5.5\u00a0±\u00a06.4), large 0.001 (6.5\u00a0±\u00a06.4)." in text
     assert "The best of large is the lowest that was tried; try lower ones." in text
     assert "<td>9.0 (1 of 2 diverged)</td>" in page and "<td>diverged</td>" in page
     assert ">AP, points</text>" in page and ">diverged</text>" in page and "nan" not in page
@@ -353,3 +371,16 @@ def test_one_seed_says_so_and_numbers_ascend(toy, tmp_path):
     assert [level["value"] for level in analysis[2]["levels"]] == [10, 100, 1000]
     assert "n 1000 has the highest score: 100.0, +99.0 (one run) against 10." in text
     assert "One run of each n: no interval" in text and "nan" not in text and "nan" not in page
+
+
+def test_records_tell_what_the_page_tells(toy, tmp_path):
+    toy.write_text(toy.read_text() + "  - {kind: levels, x: n, baseline: 10, y: score}\n")
+    study = Study.load(toy, {"n": [10, 100, 1000]})
+    rows = toy_rows(study, lambda n, size, seed: None if n == 1000 else n / 10 + seed)
+    rows = [row for row in rows if row["n"] > 10 or row["seed"] == 0]  # one run alone at a place
+    written(study, rows, tmp_path)
+    records = tmp_path / "records.jsonl"
+    assert "1 of kind study" in wsl_d2("records", tmp_path, "--records", records)
+    table = wsl_d2("records", "--records", records, "--table", "studies")
+    assert all(f"- {sentence}" in table for item in analyse(study, rows) for sentence in sentences_of_item(item))
+    assert "nan" not in table and "| small | 1.0 |" in table and "| 1000 | diverged |" in table

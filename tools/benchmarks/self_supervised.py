@@ -5,7 +5,7 @@
 
 The arguments are those of `wsl-d2 train`, and so are the trainer, its schedule, checkpoints, records and exported
 backbone; only MODEL.META_ARCHITECTURE is another. Each image gives two views.
-configs/Studies/miniworld_self_supervised.yaml compares the two at as many views.
+`wsl-d2 demo --axis arm=wsl,self_supervised` compares the two at as many views.
 """
 
 import math

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from wsl_d2.analysis.records import RunError
+from wsl_d2.analysis.records import RunError, without_nan
 from wsl_d2.analysis.scaling import compare_growth, compare_slopes, fit_log_linear
 
 
@@ -29,7 +29,7 @@ def analyse_item(item: Mapping, axes: Mapping[str, Iterable], rows: Sequence[Map
         rows: of runs: axis -> value, and result -> number; a run that diverged has no result.
 
     Returns:
-        The item and, JSON-able, what came out; numbers are ascending.
+        The item and, JSON-able, what came out, None where there is no number; axes are ascending.
 
     Raises:
         RunError: no run has both x and y, or a line has too few points.
@@ -39,7 +39,8 @@ def analyse_item(item: Mapping, axes: Mapping[str, Iterable], rows: Sequence[Map
         raise RunError(f"no run has both {x} and {y}; the stage of {y} must have the axis {x}.")
     kinds = {"levels": _levels, "scaling": _scaling, "sweep": best_of_sweep}
     members = [row for row in rows if x in row]
-    return {**item, **kinds[item["kind"]](item, {axis: ascending(values) for axis, values in axes.items()}, members)}
+    ordered = {axis: ascending(values) for axis, values in axes.items()}
+    return without_nan({**item, **kinds[item["kind"]](item, ordered, members)})
 
 
 def ascending(values: Iterable) -> list:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from wsl_d2.errors import UserError
 from wsl_d2.jobs import open_executor, queued_jobs, submitting
+from wsl_d2.process import ender_with_parent
 
 _Part = TypeVar("_Part")
 _Result = TypeVar("_Result")
@@ -153,7 +154,8 @@ _shared: list[Any] = [None]
 
 
 def _start_process(shared: Any) -> None:
-    """Leaves Ctrl-C to the parent, and keeps what all parts share, which is sent to a process once."""
+    """Leaves Ctrl-C to the parent, ends with it, and keeps what all parts share, which is sent to a process once."""
+    ender_with_parent(signal.SIGKILL)()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _shared[0] = shared
 

@@ -32,6 +32,7 @@ _FILES_OF_A_RUN = (
     "inference",
 )
 _FILES_OF_PROGRESS = _FILES_OF_A_RUN[:4]
+_SECONDS_TO_END = 5  # for a run that is being stopped
 
 
 @contextlib.contextmanager
@@ -48,7 +49,7 @@ def lock_folder(output_dir: str) -> Iterator[None]:
     lock = FileLock(os.path.join(output_dir, ".lock"), thread_local=False)
     try:
         os.makedirs(output_dir, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_SECONDS_TO_END)
         Path(owner).write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except Timeout as error:
         name = Path(owner).read_text() if os.path.exists(owner) else "another process"

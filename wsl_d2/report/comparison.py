@@ -9,6 +9,7 @@ from wsl_d2.analysis.ap_gain import METRICS, SIZES
 from wsl_d2.analysis.gain import shown_interval
 from wsl_d2.analysis.records import RunError, read_metrics
 from wsl_d2.files import write_atomically
+from wsl_d2.report.numbers import mean_and_spread, signed, with_interval
 from wsl_d2.report.page import escape, page, panels, paragraph, table
 from wsl_d2.report.pictures import SCORE_SHOWN, picture_rows
 from wsl_d2.report.plots import IOU_NAMES, plot_curves, plot_errors, plot_gains, plot_groups, plot_precision
@@ -25,7 +26,7 @@ def format_cell(cell: dict, metric: str = "AP") -> str:
     """Returns "26.7", "26.7 ± 0.4" with several seeds, or that there are no objects of that size."""
     if cell["mean"] != cell["mean"]:
         return _without(metric)
-    return f"{cell['mean']:.1f}" + (f" ± {cell['sd']:.1f}" if cell["sd"] is not None else "")
+    return mean_and_spread(cell["mean"], cell["sd"])
 
 
 def describe_gain(row: dict, iou_type: str, metric: str = "AP") -> str:
@@ -41,7 +42,7 @@ def describe_gain(row: dict, iou_type: str, metric: str = "AP") -> str:
     if costs:
         low, high, few, many = -high, -low, -many, -few
     sign = "" if adds or costs else "+"
-    whole, images = (f"{_number(a, sign)} to {_number(b, sign)}" for a, b in ((low, high), (few, many)))
+    whole, images = (f"{signed(a, sign)} to {signed(b, sign)}" for a, b in ((low, high), (few, many)))
     values = f"({row['baseline']} {gain['baseline']:.1f}, {row['candidate']} {gain['candidate']:.1f})"
     least, most = min(gain["num_runs"]), max(gain["num_runs"])
     runs = f"{least} to {most} runs each" if least < most else f"{most} runs each" if most > 1 else "one run each"
@@ -51,18 +52,12 @@ def describe_gain(row: dict, iou_type: str, metric: str = "AP") -> str:
     elif costs:
         effect = f"costs {'these detectors ' if these else ''}{amount}"
     else:
-        effect = f"changes {what}{' of these detectors' if these else ''} by {_number(gain['gain'])}"
+        effect = f"changes {what}{' of these detectors' if these else ''} by {signed(gain['gain'])}"
     answer = f"{row['candidate']} {effect} {values}, 95% interval {whole} over images"
     if these:
         return f"{answer}; {runs}, nothing about other trainings"
     assumed = ", whose spread is assumed" if least == 1 else ", paired by seed" if row.get("paired") else ""
     return f"{answer} and training seeds{assumed} ({images} over images alone); {runs}"
-
-
-def _number(value: float, sign: str = "+") -> str:
-    """Returns "+1.2", or "0.0" where nothing else is left of it."""
-    text = f"{value:{sign}.1f}"
-    return "0.0" if float(text) == 0 else text
 
 
 def describe_settling(row: dict, iou_type: str) -> str:
@@ -87,8 +82,7 @@ def describe_settling(row: dict, iou_type: str) -> str:
 def _with_interval(gain: dict, metric: str = "AP", interval: list[float] | None = None) -> str:
     if gain["gain"] != gain["gain"]:
         return _without(metric)
-    low, high = interval or shown_interval(gain)
-    return f"{gain['gain']:+.1f} [{low:+.1f},\u00a0{high:+.1f}]"
+    return with_interval(gain["gain"], *(interval or shown_interval(gain)))
 
 
 def _p_value(value: float | None) -> str:

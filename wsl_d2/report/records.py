@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from wsl_d2.analysis.ap_gain import SIZES
+from wsl_d2.analysis.gain import shown_interval
 from wsl_d2.analysis.records import RunError
 from wsl_d2.files import write_atomically
 from wsl_d2.report.gains import GAINS
+from wsl_d2.report.numbers import mean_and_spread, with_interval
 from wsl_d2.report.plots import IOU_NAMES
 
 KINDS = ("run", "comparison", "study")
@@ -146,7 +148,7 @@ def table_of_gains(records: Sequence[dict]) -> str:
     for comparison in comparisons:
         gains = {(row["candidate"], row["baseline"]): row for row in comparison["gains"]}
         for arm, cells in sorted(comparison["runs"].items(), key=lambda item: -item[1][types[0]]["mean"]):
-            aps = [_mean_and_sd(cells[t]) for t in types]
+            aps = [mean_and_spread(cells[t]["mean"], cells[t]["sd"]) for t in types]
             over = [_gain(gains.get((arm, baseline), {}).get(t)) for t in types for baseline in baselines]
             rows.append([comparison["name"].removeprefix("report/"), f"`{arm}`", *aps, *over])
     if len(comparisons) == 1:
@@ -179,25 +181,21 @@ def table_of_parts(records: Sequence[dict]) -> str:
     return markdown(header, rows)
 
 
-def _mean_and_sd(cell: dict) -> str:
-    return f"{cell['mean']:.1f}" + (f"\u00a0±\u00a0{cell['sd']:.1f}" if cell["sd"] is not None else "")
-
-
 def _gain(gain: dict | None) -> str:
     if gain is None or gain["gain"] is None:  # of a baseline; of a size without objects
         return "-"
-    low, high = gain["method_interval"] or gain["interval"]
-    return f"{gain['gain']:+.1f} [{low:+.1f}, {high:+.1f}]" + ("" if gain["method_interval"] else " over images")
+    shown = with_interval(gain["gain"], *shown_interval(gain))
+    return shown + ("" if gain["method_interval"] else " over images")
 
 
 def table_of_studies(records: Sequence[dict]) -> str:
     """The tables of all studies: each level of an axis with its result and its difference from the baseline, or each
-    series with its slope.
+    series with its slope; and sentences that say what it shows.
 
     Raises:
         RunError: there is no study.
     """
-    from wsl_d2.report.study import table_of_item
+    from wsl_d2.report.study import sentences_of_item, table_of_item
 
     studies = [row for row in records if row["kind"] == "study"]
     if not studies:
@@ -205,7 +203,8 @@ def table_of_studies(records: Sequence[dict]) -> str:
     parts = []
     for study in studies:
         for item in study["analysis"]:
-            parts.append(f"{study['title']}:\n\n{markdown(*table_of_item(item))}")
+            told = "\n".join(f"- {sentence}" for sentence in sentences_of_item(item))
+            parts.append(f"{study['title']}:\n\n{markdown(*table_of_item(item))}\n\n{told}")
     return "\n\n".join(parts)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import string
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from wsl_d2.analysis.records import without_nan
 from wsl_d2.analysis.study import analyse_item, ascending
 from wsl_d2.files import write_atomically
 from wsl_d2.report.gains import write_gains
+from wsl_d2.report.numbers import mean_and_spread, signed, with_interval
 from wsl_d2.report.page import escape, page, panels, paragraph, table
 from wsl_d2.report.plots import INK, QUIET, log_ticks, panel, style_of
 from wsl_d2.study.study import Cell, Study
@@ -36,7 +36,7 @@ def format_text(study: Study, analysis: list[dict]) -> str:
     for item in analysis:
         headers, rows = table_of_item(item)
         shown = tabulate(rows, headers, tablefmt="plain", disable_numparse=True)
-        parts.append("\n".join([_heading(item), *_sentences(item), "", shown]))
+        parts.append("\n".join([_heading(item), *sentences_of_item(item), "", shown]))
     return "\n\n".join(parts)
 
 
@@ -72,7 +72,7 @@ def table_of_item(item: dict) -> tuple[list[str], list[list[str]]]:
     rows = []
     for line in item["lines"]:
         if item["kind"] == "scaling":
-            end = _signed(line["slope_per_decade"], *line["slope_interval"])
+            end = _change(line["slope_per_decade"], *line["slope_interval"])
         else:
             end = "none" if line["best"] is None else f"{line['best']:,}"
         rows.append([str(line["series"]), *map(_mean, line["points"]), end])
@@ -82,39 +82,34 @@ def table_of_item(item: dict) -> tuple[list[str], list[list[str]]]:
 def _mean(point: dict) -> str:
     """The mean of a point or level, with its interval from two runs; and how many runs have no result."""
     diverged, runs = point.get("diverged", 0), point.get("runs", 0)
-    if point["mean"] is None or not math.isfinite(point["mean"]):
+    if point["mean"] is None:
         return "diverged" if diverged or "runs" not in point else "no run"
     width = point["half_width"]
-    has_width = width is not None and math.isfinite(width)
-    return (
-        f"{point['mean']:.1f}"
-        + (f" ± {width:.1f}" if has_width else "")
-        + (f" ({diverged} of {runs} diverged)" if diverged else "")
-    )
+    return mean_and_spread(point["mean"], width) + (f" ({diverged} of {runs} diverged)" if diverged else "")
 
 
-def _signed(value: float | None, low: float | None, high: float | None) -> str:
-    """A difference or slope with its interval, or that it has none; records have None for NaN."""
-    if value is None or not math.isfinite(value):
+def _change(value: float | None, low: float | None, high: float | None) -> str:
+    """A difference or slope with its interval, or that it has none."""
+    if value is None:
         return "no pair"
-    if low is None or high is None or not math.isfinite(high):
-        return f"{value:+.1f} (one run)"
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    if low is None or high is None:
+        return f"{signed(value)} (one run)"
+    return with_interval(value, low, high)
 
 
 def _difference(level: dict) -> str:
     value, width = level["difference"], level["difference_half_width"]
     ends = (None, None) if value is None or width is None else (value - width, value + width)
-    return _signed(value, *ends)
+    return _change(value, *ends)
 
 
-def _sentences(item: dict) -> list[str]:
+def sentences_of_item(item: dict) -> list[str]:
     """What came out, the answer first."""
     return {"levels": _about_levels, "scaling": _about_growth, "sweep": _about_sweep}[item["kind"]](item)
 
 
 def _about_levels(item: dict) -> list[str]:
-    levels = [level for level in item["levels"] if math.isfinite(level["mean"])]
+    levels = [level for level in item["levels"] if level["mean"] is not None]
     y, baseline = _name(item, "y"), item["baseline"]
     best = max(levels, key=lambda level: level["mean"])
     answer = f"{item['x']} {best['value']} has the highest {y}: {_mean(best)}"
@@ -147,7 +142,7 @@ def _about_growth(item: dict) -> list[str]:
         at = line["prediction"]
         between = "[{:.1f}, {:.1f}]".format(*at["interval"])
         sentences.append(
-            f"{line['series']}: {_signed(line['slope_per_decade'], *line['slope_interval'])} {y} per tenfold {x}; a "
+            f"{line['series']}: {_change(line['slope_per_decade'], *line['slope_interval'])} {y} per tenfold {x}; a "
             f"new run with {at['x']:,} would give {at['value']:.1f} {between} if the line went on."
         )
     for line in item["lines"]:
@@ -160,7 +155,7 @@ def _about_growth(item: dict) -> list[str]:
             )
     for row in item["differences"]:
         sentences.append(
-            f"The slope of {row['series']} is {_signed(row['slope_difference'], *row['interval'])} steeper than that "
+            f"The slope of {row['series']} is {_change(row['slope_difference'], *row['interval'])} steeper than that "
             f"of {row['than']} (p = {row['p_value']:.3f})."
         )
     if all(point["runs"] < 2 for line in item["lines"] for point in line["points"]):
@@ -174,9 +169,8 @@ def _plot(item: dict) -> str:
         if item["kind"] == "levels":
             for position, level in enumerate(item["levels"]):
                 axis.plot([position] * len(level["results"]), level["results"], "o", color=QUIET, markersize=4)
-                axis.errorbar(
-                    position, level["mean"], np.nan_to_num(level["half_width"]), fmt="D", color=INK, capsize=4
-                )
+                if level["mean"] is not None:
+                    axis.errorbar(position, level["mean"], level["half_width"] or 0, fmt="D", color=INK, capsize=4)
             axis.set_xticks(range(len(item["levels"])), [str(level["value"]) for level in item["levels"]])
             axis.margins(x=0.2)
         else:
@@ -189,7 +183,7 @@ def _plot_lines(axis, item: dict) -> None:
     for position, line in enumerate(item["lines"]):
         color, style, marker = style_of(position)
         numbers, means = (np.array([point[key] for point in line["points"]], float) for key in ("x", "mean"))
-        widths = np.nan_to_num([point["half_width"] for point in line["points"]])
+        widths = [point["half_width"] or 0 for point in line["points"]]
         axis.errorbar(numbers, means, widths, fmt=marker, color=color, capsize=3, label=str(line["series"]))
         if item["kind"] == "scaling":
             ends = np.array([min(numbers), max(numbers)])
@@ -218,7 +212,7 @@ def write_report(study: Study, rows: list[dict], analysis: list[dict], output: s
     content = {"title": study.title, "study": study.path.name, "analysis": analysis, "rows": rows}
     write_atomically(output / "report.json", json.dumps(without_nan(content), indent=1) + "\n")
     write_atomically(output / "report.txt", format_text(study, analysis) + "\n")
-    told = [_sentences(item) for item in analysis]
+    told = [sentences_of_item(item) for item in analysis]
     parts = [paragraph(answer, "headline") for answer, *_ in told]
     for item, (_, *others) in zip(analysis, told, strict=True):
         parts += [f"<h2>{escape(_heading(item))}</h2>", panels([_plot(item)]), table(*table_of_item(item))]

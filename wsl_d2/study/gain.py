@@ -237,6 +237,8 @@ def prepare(question: Question, output: str | Path, is_plan: bool = False) -> Ga
         write_atomically(output / f"{name}.yaml", yaml.safe_dump({"_BASE_": "base.yaml"} | twin, sort_keys=False))
     cfg = load_config(str(output / f"{question.candidate[0]}.yaml"), list(question.overrides))
     name, side = cfg.MODEL.BACKBONE.NAME, cfg.INPUT.MIN_SIZE_TEST
+    if question.mask == "auto":
+        lines += [f"no masks: {truth.left_out['segm']}" for truth in (train, val) if "segm" in truth.left_out]
     lines.append(
         f"{name.removeprefix('build_')}, boxes{' and masks' if cfg.MODEL.MASK_ON else ''}, {len(train.cats)} classes, "
         f"{iterations:,} steps of {batch} images ({iterations * batch / len(train.imgs):.1f} epochs), short side {side}"

@@ -18,8 +18,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,13 +28,14 @@ from wsl_d2.data import index_shards, make_shards, make_view
 from wsl_d2.data.format.manifest import MANIFEST, read_manifest
 from wsl_d2.data.posts.count import CountOptions, count_hashtags
 from wsl_d2.engine.schedule import images_to_process
+from wsl_d2.engine.signals import REQUEUE_EXIT_CODE
 from wsl_d2.errors import UserError
 from wsl_d2.files import write_atomically
 from wsl_d2.hashtags import HashtagCounts, Vocabulary, load_wordnet
+from wsl_d2.process import start_program, stop_programs
 from wsl_d2.study.claim import claim_folder
 
 _SMALL = "resnext26_8x4d"  # for small images; its rate was chosen on the mini-world
-_REQUEUE = 75
 
 
 def pretrain(
@@ -288,15 +287,13 @@ def _train(config: Path, run: Path, overrides: Sequence[str], say: Callable[[str
     command = [sys.executable, "-m", "wsl_d2", "train", "--config-file", str(config), "--resume"]
     command += ["--num-gpus", str(max(1, torch.cuda.device_count())), *overrides]
     say(f"training: {' '.join(command[1:])}")
-    process = subprocess.Popen(command, start_new_session=True)
+    process = start_program(command)
     try:
         status = process.wait()
-    except BaseException:
-        os.killpg(process.pid, signal.SIGTERM)  # it saves, and ends
-        process.wait()
-        raise
-    if status == _REQUEUE:
-        raise SystemExit(_REQUEUE)
+    finally:
+        stop_programs([process])
+    if status == REQUEUE_EXIT_CODE:
+        raise SystemExit(REQUEUE_EXIT_CODE)
     if status:
         raise UserError(
             f"the training ended with status {status}; {run / 'log.txt'} tells why. The same command goes on from its "

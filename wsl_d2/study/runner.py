@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from wsl_d2.engine.cluster import make_executor, on_cluster
 from wsl_d2.engine.signals import Stopped
 from wsl_d2.files import write_atomically
 from wsl_d2.jobs import queued_jobs, submitting
+from wsl_d2.process import start_program, stop_programs
 from wsl_d2.study.study import Cell, Study, StudyError
 
 _SECONDS_BETWEEN_LOOKS = 5.0  # at the queue
@@ -39,6 +39,8 @@ def describe_plan(study: Study, cells: list[Cell], jobs: int) -> str:
     work = total = 0.0
     for stage in study.stages:
         members = [cell for cell in cells if cell.stage == stage]
+        if not members:  # none of the chosen values needs it
+            continue
         missing = [cell for cell in members if cell not in finished]
         each = expected_seconds(members[0], finished)
         left = each * len(missing)
@@ -93,13 +95,12 @@ def run_locally(
                 tell(f"{cell.name}: {shlex.join(cell.command)}")
                 command = ["-m", "wsl_d2", *cell.command[1:]] if cell.command[0] == "wsl-d2" else cell.command
                 with open(cell.folder / "study_cell.log", "ab") as log:
-                    process = subprocess.Popen(
+                    process = start_program(
                         [sys.executable, *command],
                         cwd=root,
                         env=os.environ | {"OMP_NUM_THREADS": str(threads)} | cell.environment,
                         stdout=log,
                         stderr=subprocess.STDOUT,
-                        start_new_session=True,
                     )
                 running[cell.name] = (cell, process, time.monotonic())
             time.sleep(0.2)
@@ -128,11 +129,7 @@ def run_locally(
                     f"{len(done)} of {len(everything)} runs finished; now {', '.join(map(_progress, running.values()))}"
                 )
     finally:
-        for _, process, _ in running.values():
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-        for _, process, _ in running.values():
-            process.wait()
+        stop_programs(process for _, process, _ in running.values())
 
 
 def _seconds_left(waiting: list[Cell], running: list[tuple[Cell, float]], finished: list[Cell], jobs: int) -> float:

@@ -138,6 +138,15 @@ class Cell:
         return json.loads(self.record.read_text()) if self.record.is_file() else {}
 
 
+def _with_baselines(item: dict, known: Mapping[str, Mapping], chosen: Mapping[str, Mapping]) -> dict:
+    """Returns an item of a report without the baselines of a comparison that the study knows and does not run."""
+    if item.get("kind") != "comparison" or item.get("arms") not in known or not isinstance(item.get("baselines"), list):
+        return item
+    arms = item["arms"]
+    kept = [value for value in item["baselines"] if value in chosen[arms] or value not in known[arms]]
+    return item | {"baselines": kept or item["baselines"]}
+
+
 @dataclass
 class Study:
     """A study file, read and checked; see the module's docstring for the format."""
@@ -175,12 +184,13 @@ class Study:
             raise StudyError(f"{path}: {', '.join(missing)} missing.")
         if unknown := sorted(content.keys() - allowed):
             raise StudyError(f"{path}: unknown {', '.join(unknown)}; allowed are {', '.join(sorted(allowed))}.")
-        axes = {}
+        axes: dict[str, dict] = {}
         for axis, values in content["axes"].items():
             if not isinstance(values, list | dict) or not values:
                 raise StudyError(f"{path}: axis {axis} needs a list of values or a mapping of name -> arguments.")
             named = values if isinstance(values, dict) else dict.fromkeys(values, ())
             axes[axis] = {name: tuple(map(str, arguments or ())) for name, arguments in named.items()}
+        known = dict(axes)
         for axis, chosen in {**content.get("select", {}), **(select or {})}.items():
             if axis not in axes:
                 raise StudyError(f"{path}: there is no axis {axis} to select from; there are {', '.join(axes)}.")
@@ -194,7 +204,7 @@ class Study:
             axes,
             content["stages"],
             content.get("results", {}),
-            content["report"],
+            [_with_baselines(item, known, axes) for item in content["report"]],
             content.get("labels", {}),
         )
         study._check()

@@ -24,7 +24,7 @@ from wsl_d2.data.read.decode import DamagedImageError, open_image
 from wsl_d2.data.read.shrink import UNCHANGED, Shrinking, shrink
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.runner import Workers
-from wsl_d2.data.write.source import claim_folder, finish_store
+from wsl_d2.data.write.source import finish_store, reserve_folder
 from wsl_d2.data.write.writer import Sample, ShardPart, Writing, load_image, write_dataset
 from wsl_d2.errors import ShardError
 from wsl_d2.hashtags import MappingPolicy, Vocabulary, normalize_hashtag
@@ -207,7 +207,7 @@ def make_class_shards(
         "images_per_shard": images_per_shard,
         **shrinking.facts(),
     }
-    claim_folder(store, facts)
+    reserve_folder(store, facts)
     order = np.random.Generator(np.random.Philox(0)).permutation(len(images))
     items = [
         _Item(image, _key(number, image.name), vocabulary.hashtags[label_of[image.label]][0])

@@ -20,7 +20,7 @@ from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.remote import is_url, read_bytes
 from wsl_d2.data.runner import Workers
 from wsl_d2.data.write.class_folders import is_left_by_a_system
-from wsl_d2.data.write.source import claim_folder, finish_store
+from wsl_d2.data.write.source import finish_store, reserve_folder
 from wsl_d2.data.write.writer import Sample, SeenKeys, ShardPart, Writing, load_image, write_dataset
 from wsl_d2.errors import ShardError, UserError
 from wsl_d2.hashtags import Vocabulary
@@ -170,7 +170,7 @@ def make_shards(
         raise ShardError(f"{', '.join(posts)}: 0 posts can be used ({counted or 'the files are empty'}).")
     vocabulary.mapping  # noqa: B018  (an error of it comes before anything is written)
     store = ShardStore(output)
-    claim_folder(store, facts)
+    reserve_folder(store, facts)
     load: Callable[[Post], Sample] = partial(
         load_post,
         images=images,

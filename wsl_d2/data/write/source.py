@@ -23,7 +23,7 @@ _NAME = "source.json"
 _READS_AT_A_TIME = 16
 
 
-def claim_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> None:
+def reserve_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> None:
     """Reserves a folder for one dataset.
 
     Args:
@@ -71,12 +71,6 @@ def finish_store(store: ShardStore, vocabulary: Vocabulary, extra: dict | None =
     manifest = finish_dataset(store.folder, vocabulary, extra, names)
     store.upload(VOCABULARY, MANIFEST)
     return manifest
-
-
-def read_source(folder: str | Path) -> dict[str, Any]:
-    """Returns the facts of :func:`claim_folder`, an empty dict where there are none."""
-    path = Path(folder) / _NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _short(value: Any) -> str:

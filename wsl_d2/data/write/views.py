@@ -29,7 +29,7 @@ from wsl_d2.data.format.stamps import has_content, read_stamps
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.data.write.noise import LabelNoise
-from wsl_d2.data.write.source import claim_folder
+from wsl_d2.data.write.source import reserve_folder
 from wsl_d2.errors import ShardError, UserError
 from wsl_d2.hashtags import Vocabulary
 
@@ -120,7 +120,7 @@ def make_view(
     names = [table.name(shard) for shard in range(len(table))]
     if max_images_per_user is not None and not any(read_origins(source / name) for name in names):
         raise ShardError(no_posters(source))
-    claim_folder(target, facts)
+    reserve_folder(target, facts)
     if (target / MANIFEST).is_file():
         return read_manifest(target)
     split = (held_out, part, seed) if held_out else None

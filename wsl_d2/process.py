@@ -1,0 +1,46 @@
+"""Processes that a longer piece of work starts, and that do not outlive it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2): a signal to this process when its parent has ended
+
+
+def ender_with_parent(number: signal.Signals) -> Callable[[], None]:
+    """Returns what a child process calls to get a signal when its parent has ended, however it did; on Linux."""
+    system = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def end_with_parent() -> None:
+        if system is not None:
+            system.prctl(_PR_SET_PDEATHSIG, number)
+
+    return end_with_parent
+
+
+def start_program(command: Sequence[str], **options: Any) -> subprocess.Popen:
+    """Starts a program in a session of its own, which Ctrl-C in a terminal does not reach.
+
+    On Linux it gets SIGTERM, upon which a training saves and ends, also where this process was killed.
+
+    Args:
+        command: the program and its arguments.
+        options: of ``subprocess.Popen``.
+    """
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=ender_with_parent(signal.SIGTERM), **options)
+
+
+def stop_programs(processes: Iterable[subprocess.Popen]) -> None:
+    """Lets programs that :func:`start_program` began save and end, and waits until they have."""
+    processes = list(processes)
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+    for process in processes:
+        process.wait()
