@@ -329,6 +329,9 @@ def change_annotation(**values):
         (change_annotation(segmentation={"size": [9, 8], "counts": [72]}), r"mask of \[9, 8\] pixels .* \[240, 240\]"),
         (change_annotation(segmentation={"size": [240, 240], "counts": [9]}), "must be polygons or RLE of all pixels"),
         (change_annotation(segmentation={"size": [240, 240], "counts": ["a"]}), "be polygons or RLE of all pixels"),
+        (change_annotation(segmentation={"size": [240, 240], "counts": "PPYo0"}), "be polygons or RLE of all pixels"),
+        (change_annotation(segmentation={"size": [240, 240], "counts": "\x00zz"}), "be polygons or RLE of all pixels"),
+        (change_annotation(segmentation={"size": [240, 240], "counts": ""}), "be polygons or RLE of all pixels"),
         (change_annotation(keypoints=[1, 2]), r"they must be \[x, y, visibility"),
         (change_annotation(keypoints=3), r"has the keypoints 3; they must be"),
         (change_annotation(ignore=float("inf")), "has ignore inf; it must be 0 or 1"),
@@ -416,3 +419,13 @@ def test_what_was_kept_is_handed_on_once_and_only_of_the_same_file(tmp_path, wor
     contents["annotations"] = []
     write(tmp_path, contents)
     assert len(read_coco(path).imgs) == len(kept.imgs) - 1
+
+
+def test_compressed_masks_are_read_as_pycocotools_writes_them():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        height, width = rng.integers(1, 300, 2).tolist()
+        runs = np.diff(np.sort(rng.integers(0, height * width, rng.integers(0, 40))), prepend=0, append=height * width)
+        mask = mask_api.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+        read = coco_module._decoded_runs
+        assert read(mask["counts"]).tolist() == read(mask["counts"].decode()).tolist() == runs.tolist()

@@ -333,3 +333,23 @@ def test_the_miniworld_detector_uses_the_swept_rates():
 def test_the_miniworld_detector_builds():
     model = build_model(load(MASK / "miniworld_mask_rcnn_X_26_8x4d_FPN_wsl.yaml"))
     assert list(model.backbone.output_shape()) == ["p2", "p3", "p4", "p5", "p6"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("_BASE_: odd.yaml\n", "_BASE_ leads back to a file that it began from"),
+        ("MODEL:\n\tDEVICE: cpu\n", r"no YAML that is safe to read: .*line 2"),
+        ("", "no mapping of config keys"),
+        ("hello\n", "no mapping of config keys"),
+        ("- SEED\n", "no mapping of config keys"),
+        ("MODEL: 3\n", "no mapping of config keys"),
+        ("OUTPUT_DIR: caf\udce9\n", "can't decode byte 0xe9 in position 15"),
+        ("SEED: !!python/object/apply:os.getpid []\n", "no YAML that is safe to read: .*os.getpid"),
+    ],
+)
+def test_a_file_that_is_no_config_is_one_clear_error(tmp_path, text, told):
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match=rf"(?s)odd\.yaml.*{told}"):
+        load_config(str(path), [])

@@ -372,7 +372,7 @@ def read_results(ground_truth: GroundTruth, results: Sequence[dict] | str | Path
             if not _are_numbers(box, 4):
                 raise CocoError(f"{where} has the box {_short(box)}; it must be [x, y, width, height].")
             found["bbox"] = box
-        if mask := _checked_mask(row.get("segmentation"), size, where):
+        if mask := _checked_mask(row.get("segmentation"), size, where, is_written_by_a_model=True):
             if isinstance(mask, list) and None in size:
                 raise CocoError(f"{where} has polygons, but the image has no height and width in the ground truth.")
             found["segmentation"] = _rle(mask, size)
@@ -527,8 +527,11 @@ def _checked_keypoints(keypoints, where: str) -> list | None:
     return keypoints
 
 
-def _checked_mask(mask, size: tuple, where: str):
-    """Returns RLE as a mapping, polygons of 3 points and more as a list of lists, None where there is nothing."""
+def _checked_mask(mask, size: tuple, where: str, is_written_by_a_model: bool = False):
+    """Returns RLE as a mapping, polygons of 3 points and more as a list of lists, None where there is nothing.
+
+    The compressed RLE that a model writes is taken for sound: a set has hundreds of thousands of them.
+    """
     if not mask:
         return None
     if (
@@ -539,15 +542,40 @@ def _checked_mask(mask, size: tuple, where: str):
         if None not in size and tuple(mask["size"]) != size:
             raise CocoError(f"{where} has a mask of {mask['size']} pixels (height, width) on an image of {list(size)}.")
         runs = mask["counts"]
-        if isinstance(runs, str | bytes) or (
-            _are_numbers(runs, len(runs)) and min(runs) >= 0 and sum(runs) == mask["size"][0] * mask["size"][1]
-        ):
+        if isinstance(runs, str | bytes):
+            if is_written_by_a_model:
+                return mask
+            runs = _decoded_runs(runs)
+            is_whole = len(runs) and runs.min() >= 0 and runs.sum() == mask["size"][0] * mask["size"][1]
+        else:
+            is_whole = runs and _are_numbers(runs, len(runs)) and min(runs) >= 0
+            is_whole = is_whole and sum(runs) == mask["size"][0] * mask["size"][1]
+        if is_whole:
             return mask
     if isinstance(mask, list):
         polygons = [mask] if _are_numbers(mask, len(mask)) else mask
         if all(isinstance(polygon, list) and _are_numbers(polygon, len(polygon)) for polygon in polygons):
             return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
     raise CocoError(f"{where} has the segmentation {_short(mask)}; it must be polygons or RLE of all pixels.")
+
+
+def _decoded_runs(text: str | bytes) -> np.ndarray:
+    """The lengths of runs that compressed RLE stands for; empty if it is none. pycocotools checks nothing of it."""
+    try:
+        digits = np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
+    except UnicodeEncodeError:
+        return np.zeros(0, np.int64)
+    ends = np.flatnonzero(digits & 32 == 0)  # of each number, in groups of 5 bits, the lowest first
+    lengths = np.diff(ends, prepend=-1)
+    if not len(ends) or ends[-1] != len(digits) - 1 or digits.min() < 0 or digits.max() > 63 or lengths.max() > 8:
+        return np.zeros(0, np.int64)
+    starts = ends + 1 - lengths
+    place = np.arange(len(digits)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((digits & 31) << (5 * place), starts)
+    runs -= np.where(digits[ends] & 16, 1 << (5 * lengths), 0)
+    runs[1::2] = runs[1::2].cumsum()  # from the fourth on, what is added to the last but one
+    runs[2::2] = runs[2::2].cumsum()
+    return runs
 
 
 def _rle(mask, size: tuple) -> dict:

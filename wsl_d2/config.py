@@ -4,6 +4,7 @@ import difflib
 import os
 from pathlib import Path
 
+import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
@@ -148,7 +149,15 @@ def load_config(config_file: str, opts: list[str]) -> CN:
     config_file = find_config_file(config_file)
     try:
         if config_file:
-            cfg.merge_from_file(config_file)
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{config_file}: no YAML that is safe to read: {error}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{config_file}: _BASE_ leads back to a file that it began from.") from error
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{config_file}, or its _BASE_: no mapping of config keys, such as SOLVER.BASE_LR."
+        ) from error
     except (KeyError, ValueError, AssertionError) as error:
         raise ConfigError(f"{config_file}: {_explain(error, cfg)}") from error
     try:
@@ -194,7 +203,7 @@ def _whole_numbers_as_floats(cfg: CN, opts: list[str]) -> list[str]:
 
 def _explain(error: Exception, cfg: CN) -> str:
     """Turns yacs' message into one that also names the nearest existing key."""
-    message = str(error.args[0]) if error.args else str(error)
+    message = str(error.args[0]) if error.args and not isinstance(error, UnicodeError) else str(error)
     key = message.rsplit(": ", 1)[-1].strip()
     close = difflib.get_close_matches(key, _keys(cfg), n=1)
     if not message.startswith("Non-existent"):

@@ -47,6 +47,10 @@ class ShardError(UserError, ValueError):
     """A shard, its index, its labels or the manifest is missing, incomplete or inconsistent."""
 
 
+class EmptyDatasetError(ShardError):
+    """Nothing came of a dataset: no image, no label, or fewer images than asked for."""
+
+
 class VocabularyError(UserError, ValueError):
     """A vocabulary file is damaged, of another version, or not a vocabulary at all."""
 

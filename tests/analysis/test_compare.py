@@ -79,6 +79,9 @@ def test_a_missing_file_and_an_unknown_baseline_are_named(runs):
         compare_runs({"wsl": [runs / "wsl"]}, runs / "gt.json", ["wsl"], 10)
     with pytest.raises(RunError, match="the baseline 'x' is none of the runs wsl"):
         compare_runs({"wsl": [runs / "wsl"]}, runs / "gt.json", ["x"], 10)
+    twice = {"imagenet": [runs / "imagenet"], "wsl": [runs / "wsl", runs / "." / "val" / ".." / "wsl"]}
+    with pytest.raises(RunError, match="wsl is given 2 times; a run counts once"):
+        compare_runs(twice, runs / "gt.json", ["imagenet"], 10)
 
 
 def without_mask(row):

@@ -73,6 +73,9 @@ def test_large_and_half_precision_logits():
     torch.testing.assert_close(hashtag_cross_entropy(logits + 1e4, labels, image_index), value, rtol=0, atol=2e-3)
     half = hashtag_cross_entropy(logits.bfloat16(), labels, image_index)
     assert half.dtype == torch.float32
+    double = hashtag_cross_entropy(logits.double(), labels, image_index)
+    expected = [-logits.double().log_softmax(1)[i, labels[image_index == i]].mean() for i in range(len(logits))]
+    torch.testing.assert_close(double, torch.stack(expected).mean(), rtol=1e-14, atol=0)
     torch.testing.assert_close(half, hashtag_cross_entropy(logits.bfloat16().float(), labels, image_index))
 
 

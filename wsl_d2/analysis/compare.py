@@ -70,6 +70,9 @@ def compare_runs(
         raise RunError(f"the seed of the bootstrap is {seed}; it must not be negative.")
     if seed_sd is not None and not seed_sd >= 0:
         raise RunError(f"the standard deviation between seeds is {seed_sd}; it must not be negative.")
+    places = [Path(folder).resolve() for members in folders.values() for folder in members]
+    if again := [place for place in places if places.count(place) > 1]:
+        raise RunError(f"{again[0]} is given {places.count(again[0])} times; a run counts once, as one training.")
     runs: dict[str, list[Run]] = {name: [read_run(folder) for folder in members] for name, members in folders.items()}
     if not force:
         check_comparable(runs)

@@ -168,6 +168,8 @@ def check_tensors(
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
+    if tensor.is_meta:  # it has no values
+        return False
     if tensor.itemsize == 1:  # float8 has no test of its own
         tensor = tensor.float()
     return bool(torch.isfinite(tensor).all())

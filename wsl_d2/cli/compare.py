@@ -6,7 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from wsl_d2.cli.verb import Verb, positive
+from wsl_d2.cli.verb import Verb, local_path, positive
 
 
 def named(text: str) -> tuple[str, Path]:
@@ -28,12 +28,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the gains of the others are counted from it; may be repeated",
     )
-    parser.add_argument("--ground-truth", type=Path, required=True, help="COCO annotations of the evaluated images")
-    parser.add_argument("--images", type=Path, help="folder of the evaluated images, for the pictures")
+    parser.add_argument(
+        "--ground-truth", type=local_path, required=True, help="COCO annotations of the evaluated images"
+    )
+    parser.add_argument("--images", type=local_path, help="folder of the evaluated images, for the pictures")
     parser.add_argument(
         "--curve", type=named, action="append", default=[], metavar="NAME=FOLDER", help="of a pretraining, to draw"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder for report.html and ap_gain.json")
+    parser.add_argument("--output", type=local_path, required=True, help="folder for report.html and ap_gain.json")
     parser.add_argument("--title", default="AP gain of pretraining", help="of the page")
     parser.add_argument("--num-resamples", type=positive, default=1000, help="resampled sets of images")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")

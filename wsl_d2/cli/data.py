@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from wsl_d2.cli.hashtags import add_columns, show_posts
-from wsl_d2.cli.verb import Verb, add_runner, local_path, positive, runner_of
+from wsl_d2.cli.verb import Verb, add_runner, local_path, place, positive, read_user_text, runner_of
 
 _SHOWN = 20
 
@@ -34,14 +34,19 @@ def _shrinking_of(args: argparse.Namespace):
 
 
 def _make_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("posts", nargs="+", help="files or URLs of posts")
+    parser.add_argument("posts", type=place, nargs="+", help="files or URLs of posts")
     parser.add_argument(
         "--images",
+        type=place,
         required=True,
         help="path or URL of a key's image, with {key} in it; a folder; or column:NAME of Parquet files",
     )
-    parser.add_argument("--vocabulary", required=True, help="vocabulary.json, of `wsl-d2 hashtags vocabulary`")
-    parser.add_argument("--output", required=True, help="folder to write, or its URL such as s3://bucket/train")
+    parser.add_argument(
+        "--vocabulary", type=place, required=True, help="vocabulary.json, of `wsl-d2 hashtags vocabulary`"
+    )
+    parser.add_argument(
+        "--output", type=place, required=True, help="folder to write, or its URL such as s3://bucket/train"
+    )
     parser.add_argument("--images-per-shard", type=positive, default=10_000, help="posts in a shard")
     add_columns(parser)
     parser.add_argument("--user-column", default="", help="column that says who posted an image; YFCC100M's is known")
@@ -94,8 +99,10 @@ def make(args: argparse.Namespace) -> None:
 
 
 def _index_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="or its URL, with *.tar of images and .json of the same keys")
-    parser.add_argument("--vocabulary", required=True, help="vocabulary.json, of `wsl-d2 hashtags vocabulary`")
+    parser.add_argument("folder", type=place, help="or its URL, with *.tar of images and .json of the same keys")
+    parser.add_argument(
+        "--vocabulary", type=place, required=True, help="vocabulary.json, of `wsl-d2 hashtags vocabulary`"
+    )
     parser.add_argument("--hashtags-column", default="hashtags", help="name of the hashtags in the .json")
     add_runner(parser)
 
@@ -116,10 +123,16 @@ def index(args: argparse.Namespace) -> None:
 
 
 def _from_folders_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="folder of class folders, or a tar")
-    parser.add_argument("--output", required=True, help="folder to write, or its URL such as s3://bucket/train")
-    parser.add_argument("--classes-of", type=Path, help="folder of shards with the classes to use, for validation")
-    parser.add_argument("--files", type=Path, help="text file, one name below the source a line; only these are taken")
+    parser.add_argument("source", type=local_path, help="folder of class folders, or a tar")
+    parser.add_argument(
+        "--output", type=place, required=True, help="folder to write, or its URL such as s3://bucket/train"
+    )
+    parser.add_argument(
+        "--classes-of", type=local_path, help="folder of shards with the classes to use, for validation"
+    )
+    parser.add_argument(
+        "--files", type=local_path, help="text file, one name below the source a line; only these are taken"
+    )
     parser.add_argument("--images-per-shard", type=positive, default=5_000, help="images in a shard")
     _add_shrinking(parser)
     add_runner(parser)
@@ -140,7 +153,7 @@ def from_folders(args: argparse.Namespace) -> None:
         args.source,
         args.output,
         vocabulary=Vocabulary.load(args.classes_of / "vocabulary.json") if args.classes_of else None,
-        files=[line for line in args.files.read_text(encoding="utf-8").split("\n") if line] if args.files else None,
+        files=list(filter(None, read_user_text(args.files).split("\n"))) if args.files else None,
         images_per_shard=args.images_per_shard,
         workers=runner_of(args, args.output),
         shrinking=_shrinking_of(args),
@@ -150,9 +163,9 @@ def from_folders(args: argparse.Namespace) -> None:
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="of a finished dataset, or its URL")
+    parser.add_argument("folder", type=place, help="of a finished dataset, or its URL")
     parser.add_argument(
-        "--report", type=Path, required=True, help="JSON lines, one a shard; a repeated call goes on from it"
+        "--report", type=local_path, required=True, help="JSON lines, one a shard; a repeated call goes on from it"
     )
     parser.add_argument("--no-decode", action="store_true", help="compare checksums alone")
     add_runner(parser)
@@ -183,14 +196,14 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("annotations", type=Path, help="JSON in COCO's format")
-    parser.add_argument("images", type=Path, help="folder that file_name in it is relative to")
+    parser.add_argument("annotations", type=local_path, help="JSON in COCO's format")
+    parser.add_argument("images", type=local_path, help="folder that file_name in it is relative to")
     parser.add_argument("--config-file", default="", metavar="FILE", help="of the detector that is to be trained on it")
     parser.add_argument(
         "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="a config key to override"
     )
-    parser.add_argument("--train", type=Path, help="annotations of the training set, whose images must be others")
-    parser.add_argument("--train-images", type=Path, help="its folder; the same folder if left out")
+    parser.add_argument("--train", type=local_path, help="annotations of the training set, whose images must be others")
+    parser.add_argument("--train-images", type=local_path, help="its folder; the same folder if left out")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop reading image files after so long")
 
 
@@ -233,7 +246,7 @@ def _view_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-images", type=positive, help="labelled images to keep; all if left out")
     parser.add_argument("--max-images-per-user", type=positive, help="labelled images of a user to keep")
     parser.add_argument("--seed", type=int, default=0, help="of the subset; smaller subsets lie within larger ones")
-    parser.add_argument("--vocabulary", type=Path, help="vocabulary.json that labels the images anew")
+    parser.add_argument("--vocabulary", type=local_path, help="vocabulary.json that labels the images anew")
     parser.add_argument("--hashtags-column", help="column to label them by; the dataset's own if left out")
     parser.add_argument("--held-out", type=float, default=0.0, help="fraction of the images that a split holds out")
     parser.add_argument("--part", choices=("train", "val"), default="train", help="which part of the split is kept")
@@ -278,7 +291,7 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, required=True, help="HTML file to write")
+    parser.add_argument("--output", type=local_path, required=True, help="HTML file to write")
     parser.add_argument("--images", type=positive, default=48, help="images of the contact sheet, at most a batch")
     parser.add_argument(
         "--statistics", type=positive, default=1000, help="images decoded for sizes and failures; not of detection"
@@ -314,8 +327,8 @@ def show(args: argparse.Namespace) -> None:
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="of a finished dataset that knows who posted its images")
-    parser.add_argument("--output", type=Path, required=True, help="HTML file to write")
+    parser.add_argument("folder", type=local_path, help="of a finished dataset that knows who posted its images")
+    parser.add_argument("--output", type=local_path, required=True, help="HTML file to write")
     parser.add_argument(
         "--max-images-per-user", type=positive, default=100, help="a limit, to show what it would change"
     )
@@ -348,7 +361,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, help="picture to write, .svg, .png or .pdf")
+    parser.add_argument("--output", type=local_path, help="picture to write, .svg, .png or .pdf")
     parser.add_argument("--top", type=positive, default=10, help="labels listed at both ends")
     _config_arguments(parser)
 
@@ -377,12 +390,12 @@ def sampling(args: argparse.Namespace) -> None:
     order = np.argsort(-counts, kind="stable")
     order = order[counts[order] > 0]
     print("synset       images    of images   of draws  hashtag")
-    for place, label in enumerate(order.tolist()):
-        if place < args.top or place >= len(order) - args.top:
+    for number, label in enumerate(order.tolist()):
+        if number < args.top or number >= len(order) - args.top:
             shares = f"{counts[label] / len(dataset):10.4%} {epoch.draws[label] / epoch.length:10.4%}"
             name = vocabulary.hashtags[label][0]
             print(f"{vocabulary.synsets[label]:10} {counts[label]:8,} {shares}  #{name}")
-        elif place == args.top:
+        elif number == args.top:
             print("...")
     if args.output:
         plot_epoch(counts, epoch, len(dataset)).savefig(args.output)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wsl_d2.cli.verb import Verb, add_runner, runner_of
+from wsl_d2.cli.verb import Verb, add_runner, local_path, place, runner_of
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pretraining", help="folder of shards or its URL, or folder of image files")
-    parser.add_argument("--evaluation", help="folder of shards or its URL, or folder of image files")
-    parser.add_argument("--coco", type=Path, help="annotation file that lists the evaluation images")
-    parser.add_argument("--output", type=Path, help="folder of results")
+    parser.add_argument("--pretraining", type=place, help="folder of shards or its URL, or folder of image files")
+    parser.add_argument("--evaluation", type=place, help="folder of shards or its URL, or folder of image files")
+    parser.add_argument("--coco", type=local_path, help="annotation file that lists the evaluation images")
+    parser.add_argument("--output", type=local_path, help="folder of results")
     parser.add_argument("--config-file", help="of a HashtagClassifier, for deep features")
     parser.add_argument("--weights", help="of its backbone; with a GPU --runner local is one process")
     parser.add_argument("--min-score", type=_score, default=0.85, help="correlation from which a pair is a duplicate")
-    parser.add_argument("--judged", type=Path, help="pairs.csv with judgements")
-    parser.add_argument("--correct", type=Path, help="JSON object of evaluation key -> true or false")
+    parser.add_argument("--judged", type=local_path, help="pairs.csv with judgements")
+    parser.add_argument("--correct", type=local_path, help="JSON object of evaluation key -> true or false")
     add_runner(parser)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 
 from wsl_d2.cli.study import add_running, run_study
-from wsl_d2.cli.verb import Verb, positive
+from wsl_d2.cli.verb import Verb, local_path, positive
 
 
 def budget(text: str) -> float:
@@ -36,18 +35,20 @@ def rates(text: str) -> tuple[float, ...]:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--train", type=Path, required=True, help="annotations in COCO's format to train on")
-    parser.add_argument("--val", type=Path, required=True, help="annotations of the images that AP is measured on")
-    parser.add_argument("--images", type=Path, help="folder of all images")
-    parser.add_argument("--train-images", type=Path, help="folder of the training images, if it is another")
-    parser.add_argument("--val-images", type=Path, help="folder of the others, if it is another")
+    parser.add_argument("--train", type=local_path, required=True, help="annotations in COCO's format to train on")
+    parser.add_argument(
+        "--val", type=local_path, required=True, help="annotations of the images that AP is measured on"
+    )
+    parser.add_argument("--images", type=local_path, help="folder of all images")
+    parser.add_argument("--train-images", type=local_path, help="folder of the training images, if it is another")
+    parser.add_argument("--val-images", type=local_path, help="folder of the others, if it is another")
     metavar = "[NAME=]WEIGHTS"
     takes = "as MODEL.WEIGHTS takes them (wsl://..., torchvision://..., timm://..., a file), or scratch"
     parser.add_argument("--candidate", type=weights, required=True, metavar=metavar, help=takes)
     parser.add_argument(
         "--baseline", type=weights, required=True, metavar=metavar, help="those that the gain is counted from"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of all results")
+    parser.add_argument("--output", type=local_path, required=True, help="folder of all results")
     parser.add_argument("--seeds", type=positive, default=3, help="trainings of each side; 1 says nothing about others")
     parser.add_argument("--budget", type=budget, default="1x", help="length of a training, for the size of the data")
     parser.add_argument("--iterations", type=positive, help="the length in steps instead")

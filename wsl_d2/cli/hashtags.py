@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
-from wsl_d2.cli.verb import Verb, add_runner, local_path, positive, runner_of, share
+from wsl_d2.cli.verb import Verb, add_runner, local_path, place, positive, read_user_text, runner_of, share
 
 FORMATS = ("auto", "yfcc100m", "parquet", "jsonl", "json", "csv", "sqlite", "webdataset")
 AMBIGUOUS_POLICIES = ("most_frequent", "drop", "all")
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")  # characters that a terminal obeys
 
 
 def add_columns(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +41,7 @@ def show_posts(paths: list[str], args: argparse.Namespace) -> None:
     print("the first posts as read, key: hashtags", flush=True)
     for key, hashtags in found:
         line = f"  {key}: {', '.join(hashtags)}"
+        line = _CONTROL.sub(lambda found: repr(found[0])[1:-1], line)
         print(line if len(line) <= 120 else f"{line[:117]}...", flush=True)
 
 
@@ -67,7 +70,7 @@ def explain(args: argparse.Namespace) -> None:
 
 
 def _count_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("posts", nargs="+", help="files, folders, glob patterns or URLs of posts")
+    parser.add_argument("posts", type=place, nargs="+", help="files, folders, glob patterns or URLs of posts")
     parser.add_argument("--output", type=local_path, required=True, help="folder of results")
     add_columns(parser)
     add_runner(parser)
@@ -99,18 +102,20 @@ def _vocabulary_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocabulary", required=True, help="1.5k, 8.5k, 17k, coco, or any name with --synsets")
     parser.add_argument(
         "--counts",
-        type=Path,
+        type=local_path,
         help="hashtag -> number of images: a JSON object, or lines of `hashtag<TAB>number`; 8.5k needs it",
     )
     parser.add_argument(
-        "--synsets", type=Path, help="file of WordNet ids such as n02084071, one a line; words after it are ignored"
+        "--synsets",
+        type=local_path,
+        help="file of WordNet ids such as n02084071, one a line; words after it are ignored",
     )
     parser.add_argument("--min-images", type=positive, default=1, help="leave out labels on fewer counted images")
     parser.add_argument("--max-labels", type=positive, help="keep the most frequent labels only")
-    parser.add_argument("--wordnet", type=Path, help="folder of WordNet 3.0; found by itself if not given")
-    parser.add_argument("--output", type=Path, required=True, help="file to write: vocabulary.json")
+    parser.add_argument("--wordnet", type=local_path, help="folder of WordNet 3.0; found by itself if not given")
+    parser.add_argument("--output", type=local_path, required=True, help="file to write: vocabulary.json")
     parser.add_argument(
-        "--report", type=Path, help="folder for a report: page, text and JSON; --counts add what it covers"
+        "--report", type=local_path, help="folder for a report: page, text and JSON; --counts add what it covers"
     )
     parser.add_argument(
         "--max-distance",
@@ -175,7 +180,8 @@ def vocabulary(args: argparse.Namespace) -> None:
 
 def _read_synsets(path: Path) -> list[str]:
     """The first word of every line that is not empty and no comment."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+
+    lines = read_user_text(path).splitlines()
     return [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
 
 

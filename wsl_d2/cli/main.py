@@ -97,10 +97,15 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # tells of CUDA_HOME where no GPU is
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):  # of a terminal that knows ASCII alone
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     args = None
     try:
         args = build_parser().parse_args(arguments)
         args.command_line = sys.argv[1:] if arguments is None else arguments
+        if getattr(args, "cluster_parameter", None) and not args.cluster:
+            raise UserError("--cluster-parameter is for --cluster; give both, or none.")
         if args.verb.starts_runs:
             stop_at_once(note="")
         return args.verb.run(args) or 0
@@ -127,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             return _tell(args, f"{error.strerror or error}")
-        return _tell(args, f"{error.filename}: {error.strerror}")
+        return _tell(args, f"{error.filename2 or error.filename}: {error.strerror}")  # of a renaming, where to
 
 
 def _tell(args: argparse.Namespace | None, message: str) -> int:

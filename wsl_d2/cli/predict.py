@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from wsl_d2.cli.verb import Verb
+from wsl_d2.cli.verb import Verb, local_path, read_user_text
 
 
 def fraction(text: str) -> float:
@@ -20,11 +19,13 @@ def fraction(text: str) -> float:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="folder of a finished detection run")
-    parser.add_argument("images", nargs="+", type=Path, help="image files, and folders of them")
-    parser.add_argument("--output", type=Path, required=True, help="folder for drawn images and predictions.json")
+    parser.add_argument("run", type=local_path, help="folder of a finished detection run")
+    parser.add_argument("images", nargs="+", type=local_path, help="image files, and folders of them")
+    parser.add_argument("--output", type=local_path, required=True, help="folder for drawn images and predictions.json")
     parser.add_argument("--threshold", type=fraction, default=0.5, help="lowest score of an object that is shown")
-    parser.add_argument("--classes", type=Path, help="text file with a class name a line; the dataset's if left out")
+    parser.add_argument(
+        "--classes", type=local_path, help="text file with a class name a line; the dataset's if left out"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="that of the run if left out")
     parser.add_argument(
         "--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="a config key to override"
@@ -40,7 +41,7 @@ def predict(args: argparse.Namespace) -> None:
 
     paths = room.images_of(args.images)
     predictor = room.open_run(args.run, args.device, [text for pair in args.set for text in pair])
-    names = args.classes.read_text(encoding="utf-8").split("\n") if args.classes else []
+    names = read_user_text(args.classes).split("\n") if args.classes else []
     names = room.class_names(predictor, [name.strip() for name in names if name.strip()])
     found = 0
     for number, (path, objects) in enumerate(room.predict(predictor, paths, names, args.output, args.threshold), 1):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from wsl_d2.cli.hashtags import add_columns
-from wsl_d2.cli.verb import Verb, add_workers, positive
+from wsl_d2.cli.verb import Verb, add_workers, local_path, place, positive
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("photos", type=Path, help="folder of images named by their keys, or of WebDataset tars")
-    parser.add_argument("posts", nargs="*", help="tables with key and hashtags of each photo; none with tars")
-    parser.add_argument("--output", type=Path, required=True, help="folder of all results")
+    parser.add_argument("photos", type=local_path, help="folder of images named by their keys, or of WebDataset tars")
+    parser.add_argument(
+        "posts", type=place, nargs="*", help="tables with key and hashtags of each photo; none with tars"
+    )
+    parser.add_argument("--output", type=local_path, required=True, help="folder of all results")
     parser.add_argument(
         "--architecture", default="resnext50_32x4d", help="resnext50_32x4d, resnext101_32x8d, ..., resnext26_8x4d"
     )

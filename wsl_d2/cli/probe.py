@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
-from wsl_d2.cli.verb import Verb, positive
+from wsl_d2.cli.verb import Verb, local_path, positive
 
 
 def numbers(kind: Callable) -> Callable[[str], list]:
@@ -28,7 +27,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--train", required=True, help="registered dataset with one label an image")
     parser.add_argument("--test", required=True, help="registered dataset of the same classes")
-    parser.add_argument("--output", type=Path, required=True, help="folder for features and results")
+    parser.add_argument("--output", type=local_path, required=True, help="folder for features and results")
     parser.add_argument("--l2", type=float, help="strength of the regulariser; chosen on held-out images if left out")
     parser.add_argument(
         "--l2-grid", type=numbers(float), help="strengths to choose from, 1e-4,1e-3,1e-2; 1e-8 to 10 if left out"

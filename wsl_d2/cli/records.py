@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from wsl_d2.cli.verb import Verb
+from wsl_d2.cli.verb import Verb, local_path
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folders", nargs="*", type=Path, help="of finished runs, comparisons or studies")
-    parser.add_argument("--records", type=Path, required=True, help="file of JSON lines; made if it is missing")
+    parser.add_argument("folders", nargs="*", type=local_path, help="of finished runs, comparisons or studies")
+    parser.add_argument("--records", type=local_path, required=True, help="file of JSON lines; made if it is missing")
     parser.add_argument(
         "--table",
         choices=("runs", "gains", "parts", "studies"),

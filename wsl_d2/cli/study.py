@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from wsl_d2.cli.verb import Verb, positive
+from wsl_d2.cli.verb import Verb, local_path, positive
 from wsl_d2.engine.arguments import add_cluster_arguments
 from wsl_d2.errors import UserError
 
@@ -49,14 +49,16 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def _study_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", type=Path, help="study file, such as those of configs/Studies")
-    parser.add_argument("--output", type=Path, help="folder of the runs; output/studies/NAME-OF-THE-FILE if left out")
+    parser.add_argument("study", type=local_path, help="study file, such as those of configs/Studies")
+    parser.add_argument(
+        "--output", type=local_path, help="folder of the runs; output/studies/NAME-OF-THE-FILE if left out"
+    )
     add_axis(parser)
     add_running(parser)
 
 
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder of the runs")
+    parser.add_argument("--output", type=local_path, default=Path("output/demo"), help="folder of the runs")
     add_axis(parser)
     add_running(parser)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsl_d2.engine.arguments import setting
-from wsl_d2.errors import suggest
+from wsl_d2.errors import UserError, suggest
 
 if TYPE_CHECKING:
     from wsl_d2.data.runner import Workers
@@ -121,6 +121,8 @@ def runner_of(args: argparse.Namespace, output: str | Path) -> Workers:
         output: of the command; what belongs to jobs lies beside it while they run. That of a URL lies here.
     """
     if args.runner == "local":
+        if args.runner_parameter:
+            raise UserError("--runner-parameter is for --runner slurm; give both, or none.")
         return args.workers
     from wsl_d2.data.runner import Cluster
 
@@ -129,11 +131,31 @@ def runner_of(args: argparse.Namespace, output: str | Path) -> Workers:
     return Cluster(args.workers, folder, args.runner, dict(args.runner_parameter))
 
 
+def place(text: str) -> str:
+    """Parses a path or a URL; a "~" that the shell left is the home."""
+    if not text:
+        raise argparse.ArgumentTypeError('a path is empty; this folder is "."')
+    return text if "://" in text else os.path.expanduser(text)
+
+
 def local_path(text: str) -> Path:
-    """Parses a path of this machine, for what is not written to a store."""
+    """Parses a path of this machine, for what is not in a store."""
     if "://" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is a URL; give a local path, and copy the results there")
-    return Path(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is a URL; give a local path, and copy what is there")
+    return Path(place(text))
+
+
+def read_user_text(path: Path) -> str:
+    """Returns the text of a file that a person wrote: UTF-8, with or without a byte-order mark, line ends as "\\n".
+
+    Raises:
+        UserError: it is no such text.
+        OSError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text (byte {error.start + 1}); save it as UTF-8.") from error
 
 
 def positive(text: str) -> int:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsl_d2.data.format.folders import is_left_by_a_system, walk_once
 from wsl_d2.data.format.manifest import MANIFEST, VOCABULARY
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS
 from wsl_d2.data.remote import is_url
 from wsl_d2.data.runner import Workers, run_parts
-from wsl_d2.data.write.class_folders import is_left_by_a_system
 from wsl_d2.errors import UserError
 
 _PART = 512  # images
@@ -164,33 +164,19 @@ def _images_of_folder(folder: Path) -> Images:
 
 
 def _image_files(root: Path, skipped: Counter[str]) -> Iterator[str]:
-    """Yields paths below a folder. Each folder is entered once, by its own path rather than a link if it has both."""
-    entered: set[tuple[int, int]] = set()
-    waiting = [str(root)]
-    while waiting:
-        for folder, names, files in os.walk(waiting.pop(0), onerror=_raise):
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in entered:
-                skipped["folder that is linked more than once"] += 1
-                names.clear()
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            skipped.update(f"folder {name}" for name in names if is_left_by_a_system(name))
-            names[:] = sorted(name for name in names if not is_left_by_a_system(name))
-            waiting += [path for path in (os.path.join(folder, name) for name in names) if os.path.islink(path)]
-            for name in files:
-                path = os.path.join(folder, name)
-                key = Path(path).relative_to(root).as_posix()
-                if reason := _reason_to_skip(path):
-                    skipped[reason] += 1
-                elif key != key.encode("utf-8", "ignore").decode():
-                    skipped["name that is not UTF-8"] += 1
-                else:
-                    yield key
-
-
-def _raise(error: OSError) -> None:
-    raise error
+    """Yields paths below a folder."""
+    for folder, names, files in walk_once(root, skipped):
+        skipped.update(f"folder {name}" for name in names if is_left_by_a_system(name))
+        names[:] = [name for name in names if not is_left_by_a_system(name)]
+        for name in files:
+            path = os.path.join(folder, name)
+            key = Path(path).relative_to(root).as_posix()
+            if reason := _reason_to_skip(path):
+                skipped[reason] += 1
+            elif key != key.encode("utf-8", "ignore").decode():
+                skipped["name that is not UTF-8"] += 1
+            else:
+                yield key
 
 
 def _reason_to_skip(path: str) -> str:

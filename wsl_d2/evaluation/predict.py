@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torchvision.io import write_jpeg
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from wsl_d2.config import load_config
+from wsl_d2.data.format.folders import is_left_by_a_system, walk_once
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS
 from wsl_d2.data.read.catalog import register_datasets
 from wsl_d2.data.read.detection_image import read_detection_image
@@ -92,11 +94,19 @@ def images_of(paths: Iterable[str | Path]) -> list[Path]:
             continue
         if not path.is_dir():
             raise UserError(f"{path} does not exist.")
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS)
+        inside = sorted(_images_below(path))
         if not inside:
             raise UserError(f"{path} holds no image ({', '.join(IMAGE_EXTENSIONS)}).")
         found += inside
     return found
+
+
+def _images_below(root: Path) -> Iterator[Path]:
+    for folder, names, files in walk_once(root, Counter()):
+        names[:] = [name for name in names if not is_left_by_a_system(name)]
+        for path in (Path(folder) / name for name in files if not is_left_by_a_system(name)):
+            if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS and path.is_file():
+                yield path
 
 
 def predict(

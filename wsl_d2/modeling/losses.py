@@ -12,7 +12,8 @@ def hashtag_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, image_inde
     """Softmax cross-entropy with a target of 1/k on each of the k hashtags of an image.
 
     For an image with logits z and labels y_1 ... y_k this is ``logsumexp(z) - mean(z[y_1], ..., z[y_k])``;
-    with k = 1 it is ``F.cross_entropy``. Computed in float32, whatever the dtype of ``logits``.
+    with k = 1 it is ``F.cross_entropy``. Computed in float32, whatever the dtype of ``logits``, but for
+    float64, which stays.
 
     Args:
         logits: (N, C), floating point.
@@ -21,7 +22,7 @@ def hashtag_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, image_inde
             order.
 
     Returns:
-        Scalar float32: the mean over images, in nats.
+        Scalar, float32 or float64: the mean over images, in nats.
 
     Raises:
         ValueError: for wrong shapes or dtypes. Values are checked for tensors on the CPU only, because
@@ -31,7 +32,7 @@ def hashtag_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, image_inde
     _check_labels(logits, labels, image_index)
     num_images = logits.shape[0]
     # log_softmax subtracts the row maximum before anything else, so large logits keep their precision.
-    log_probabilities = F.log_softmax(logits.float(), dim=1)
+    log_probabilities = F.log_softmax(_at_least_float32(logits), dim=1)
     per_label = log_probabilities[image_index, labels]
     # index_add_, not bincount: bincount reads its output's size back from the device.
     num_labels = per_label.new_zeros(num_images).index_add_(
@@ -54,14 +55,18 @@ def hashtag_binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ima
             order.
 
     Returns:
-        Scalar float32: summed over classes, mean over images, in nats.
+        Scalar, float32 or float64: summed over classes, mean over images, in nats.
 
     Raises:
         ValueError: as in :func:`hashtag_cross_entropy`.
     """
     _check_labels(logits, labels, image_index)
-    logits = logits.float()
+    logits = _at_least_float32(logits)
     return (F.softplus(logits).sum() - logits[image_index, labels].sum()) / logits.shape[0]
+
+
+def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _check_labels(logits: torch.Tensor, labels: torch.Tensor, image_index: torch.Tensor) -> None:

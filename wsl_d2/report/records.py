@@ -29,11 +29,16 @@ def read_records(path: str | Path) -> list[dict]:
     if not path.is_file():
         raise RunError(f"{path} does not exist; collect finished runs first: wsl-d2 records FOLDER --records {path}")
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError as error:
             raise RunError(f"{path}, line {number} is no JSON ({error}).") from error
+        if not isinstance(record, dict) or "kind" not in record:
+            raise RunError(
+                f"{path}, line {number} is no record, as `wsl-d2 records FOLDER --records FILE` writes them."
+            )
+        records.append(record)
     return records
 
 

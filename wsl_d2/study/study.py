@@ -175,7 +175,7 @@ class Study:
         path = Path(path)
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise StudyError(f"{path}: not a readable study file ({error}).") from error
         if not isinstance(content, dict):
             raise StudyError(f"{path}: a study file is a mapping with title, axes, stages, results and report.")

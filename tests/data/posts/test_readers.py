@@ -40,10 +40,13 @@ def test_the_first_posts_are_shown_and_a_column_without_a_hashtag_is_an_error(tm
     write_jsonl(tmp_path / "a.jsonl", ROWS)
     files = [(str(tmp_path / name), "jsonl") for name in ("empty.jsonl", "a.jsonl")]
     assert first_rows(files, number=5) == [*((f"e{i}", []) for i in range(3)), *ROWS[:2]]
-    with pytest.raises(PostsError, match=r"^0 hashtags in 3 rows, by the column 'hashtags'\. Choose"):
+    with pytest.raises(PostsError, match=r"empty\.jsonl: 0 hashtags in 3 rows, by the column 'hashtags'\. Choose"):
         first_rows(files[:1])
-    with pytest.raises(PostsError, match=r"in 7 rows, by the column 'tags' \(no id: 7\)"):
+    with pytest.raises(
+        PostsError, match=r"in 7 rows, by the column 'tags' \(no id: 7\), such as {\"key\": \"e0\""
+    ) as error:
         first_rows(files, "id", "tags")
+    assert all(path in str(error.value) for path, _ in files)
 
 
 def test_lines_of_a_web_server_are_read(tmp_path):
@@ -121,6 +124,9 @@ def test_keys_come_out_as_they_went_in(tmp_path):
     assert [key for key, _ in rows] == keys[:4] and rejected == {"no key": 1}
     pq.write_table(pa.table({"key": pa.array([7, 2**60], pa.int64()), "hashtags": [["a"]] * 2}), tmp_path / "i.parquet")
     assert [key for key, _ in read(tmp_path / "i.parquet")[0]] == ["7", str(2**60)]
+    decimals = pa.array([7, 2**60]).cast(pa.decimal128(20, 0))
+    pq.write_table(pa.table({"key": decimals, "hashtags": [["a"]] * 2}), tmp_path / "d.parquet")
+    assert [key for key, _ in read(tmp_path / "d.parquet")[0]] == ["7", str(2**60)]
 
 
 def test_bytes_that_are_no_text_cost_one_row(tmp_path):
@@ -180,7 +186,7 @@ def test_videos_and_bad_lines_of_yfcc100m(tmp_path):
     rows, rejected, skipped = read(tmp_path / "p.tsv")
     assert rows == [("1", ["dog"])] and skipped == {"video": 1}
     assert rejected == {
-        "2 columns instead of 25 or 23": 1,
+        "2 columns, not YFCC100M's 25 or 23 (a table with a header is read with --format csv)": 1,
         "tags are not URL-encoded UTF-8": 1,
         "the identifier is not a number": 1,
         "the photo/video marker is neither 0 nor 1": 1,
@@ -212,12 +218,46 @@ def test_nulls_in_parquet_and_stray_members_in_tars(tmp_path):
             ("y.json", b"{}"),
             ("z.jpg", b""),
             ("z.json", b"{"),
+            ("v.1.jpg", b""),
+            ("v.1.json", b"{}"),
         ):
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    expected = {"no .json": 1, "invalid JSON": 1, "JSON without an image": 1}
+    expected = {
+        "no .json": 1,
+        "invalid JSON": 1,
+        "JSON without an image": 1,
+        ".jpg whose name has more than one dot": 1,
+    }
     assert read(tmp_path / "b.tar") == ([("w", [])], expected, {})
+
+
+BAD_CSV = {
+    b"1,dog,cat": "more values than columns",
+    b'1,"dog"s': "invalid CSV: ',' expected after '\"'",
+    b"1,caf\xe9": "hashtags are no valid Unicode",
+    b"1," + b"x" * ((1 << 20) + 1): "invalid CSV: field larger than field limit (1048576)",
+    b'1,"dog': "invalid CSV: unexpected end of data",
+}
+
+
+def test_bad_lines_of_csv_cost_themselves_alone(tmp_path):
+    lines = [b"key,hashtags", b"7,dog,", b"", *list(BAD_CSV)[:-1], b"8,cat", list(BAD_CSV)[-1]]
+    (tmp_path / "a.csv").write_bytes(b"\r\n".join(lines))
+    (chunk,) = read_posts(str(tmp_path / "a.csv"), "csv")
+    assert chunk.keys.to_pylist() == ["7", "8"] and chunk.hashtags.to_pylist() == [["dog"], ["cat"]]
+    assert [reason for _, reason, _ in chunk.rejected] == list(BAD_CSV.values())
+    assert chunk.num_rows == 2 + len(BAD_CSV)
+
+
+def test_names_and_views_of_sqlite(tmp_path):
+    with sqlite3.connect(tmp_path / "a.db") as database:
+        database.execute('CREATE TABLE "a""b" (id, "t""s")')
+        database.execute("""INSERT INTO "a""b" VALUES (1, 'dog')""")
+        database.execute('CREATE VIEW posts AS SELECT id AS key, "t""s" AS hashtags FROM "a""b"')
+    assert read(tmp_path / "a.db") == ([("1", ["dog"])], {}, {})
+    assert read(tmp_path / "a.db", key_column="id", hashtags_column='t"s') == ([("1", ["dog"])], {}, {})
 
 
 def test_reading_leaves_the_limit_of_other_readers_of_csv_alone(tmp_path):
@@ -266,6 +306,9 @@ def test_columns_that_are_not_there_or_there_twice_are_named(tmp_path):
     pq.write_table(pa.table({"key": ["1"], "hashtags": [{"a": 1}]}), tmp_path / "d.parquet")
     with pytest.raises(PostsError, match="column 'hashtags' is struct<a: int64>; it must hold lists of strings"):
         read(tmp_path / "d.parquet")
+    pq.write_table(pa.table({"key": [True], "hashtags": [["a"]]}), tmp_path / "e.parquet")
+    with pytest.raises(PostsError, match=r"e\.parquet: column 'key' is bool; keys are texts or whole numbers"):
+        read(tmp_path / "e.parquet")
     with pytest.raises(PostsError, match="the name tells no format; give --format"):
         detect_post_format("posts.dat")
 

@@ -12,6 +12,7 @@ from training_runs import merged_records, train
 
 from wsl_d2.data import HashtagDataset, ShardError
 from wsl_d2.data.write.class_folders import class_vocabulary, list_images, make_class_shards
+from wsl_d2.data.write.posts import ImageFolder
 
 CLASSES = ["n01440764", "001.Black_footed_Albatross", "a/abbey", "001-black footed albatross"]
 
@@ -113,6 +114,22 @@ def test_folders_that_systems_leave_are_no_classes_and_counted(folder, tmp_path,
     assert images == expected
     assert skipped.pop("hidden file") == 1 and list(skipped.values()) == [1]
     assert make_class_shards(folder, tmp_path / "out")["skipped"] == {"hidden file": 1, **skipped}
+
+
+def test_a_folder_that_is_linked_more_than_once_is_read_once(folder, tmp_path):
+    expected, _ = list_images(folder)
+    (folder / "a" / "up").symlink_to("..")
+    (folder / "0_link").symlink_to(folder / "a" / "abbey")
+    (folder / "elsewhere").symlink_to(tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.jpg").write_bytes(jpeg(0))
+    images, skipped = list_images(folder)
+    assert [image.name for image in images] == sorted([*(image.name for image in expected), "elsewhere/x.jpg"])
+    assert skipped == {"folder that is linked more than once": 2}
+    assert (
+        ImageFolder(folder).find("x") == "elsewhere/x.jpg"
+        and ImageFolder(folder).find("img.3") == f"{CLASSES[3]}/img.3.JPEG"
+    )
 
 
 def test_a_class_whose_name_is_a_stop_word_or_no_word_is_a_class(tmp_path):

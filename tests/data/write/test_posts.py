@@ -132,6 +132,15 @@ def test_nothing_to_write_is_an_error_before_anything_is_written(tmp_path, toy_v
     posts.write_text('{"key": "a", "hashtags": ["#dog"]}\n')
     with pytest.raises(ShardError, match=r"0 images could be written \(no image: 1\)"):
         make_shards([str(posts)], f"{tmp_path}/{{key}}.jpg", toy_vocabulary, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["shard-000000.rejected.jsonl"]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(jpeg(0))
+    posts.write_text('{"key": "a", "hashtags": ["#nosuchthing"]}\n')
+    with pytest.raises(ShardError, match="0 images have a label"):
+        make_shards([str(posts)], str(tmp_path / "photos"), toy_vocabulary, tmp_path / "out")
+    posts.write_text('{"key": "a", "hashtags": ["#dog"]}\n')
+    manifest = make_shards([str(posts)], str(tmp_path / "photos"), toy_vocabulary, tmp_path / "out")
+    assert manifest["num_images"] == 1 and manifest["account"] == {"rows": 1, "written": 1}
 
 
 def test_existing_tars_are_indexed_in_place(posts):

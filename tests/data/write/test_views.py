@@ -7,6 +7,7 @@ from toy_data import write_hashtag_folder
 from wsl_d2.data import HashtagDataset, ShardError, make_view
 from wsl_d2.data.format.labels import read_labels
 from wsl_d2.data.format.manifest import read_manifest
+from wsl_d2.errors import UserError
 from wsl_d2.hashtags import Vocabulary, load_wordnet
 
 
@@ -67,3 +68,10 @@ def test_a_finished_view_is_kept_and_another_is_refused(hashtag_folder, tmp_path
 def test_more_images_than_there_are_is_refused(hashtag_folder, tmp_path):
     with pytest.raises(ShardError, match="subset of 49 images; there are 48"):
         make_view(hashtag_folder, tmp_path / "view", num_images=49)
+    assert make_view(hashtag_folder, tmp_path / "view", num_images=48)["num_images"] == 48
+
+
+def test_a_part_that_is_held_out_needs_its_size(hashtag_folder, tmp_path):
+    with pytest.raises(UserError, match="part val is what a split holds out; say how much with held_out"):
+        make_view(hashtag_folder, tmp_path / "view", part="val")
+    assert not (tmp_path / "view").exists()

@@ -25,7 +25,7 @@ from wsl_d2.data.format.index import index_path, index_tar, read_facts, write_in
 from wsl_d2.data.format.labels import ShardLabels, label_index, labels_path, read_labels, write_labels
 from wsl_d2.data.format.stamps import note_stamp, stamp_of
 from wsl_d2.data.format.tar import write_tar
-from wsl_d2.errors import ShardError
+from wsl_d2.errors import EmptyDatasetError, ShardError
 from wsl_d2.files import write_atomically
 from wsl_d2.hashtags import Vocabulary
 
@@ -154,7 +154,7 @@ def finish_dataset(
         "shards": shards,
     }
     if not manifest["num_images"]:
-        raise ShardError(f"{folder}: 0 images have a label. {describe_images(manifest)}")
+        raise EmptyDatasetError(f"{folder}: 0 images have a label. {describe_images(manifest)}")
     for left in folder.glob("*.partial-*"):
         left.unlink()
     vocabulary.save(folder / VOCABULARY)

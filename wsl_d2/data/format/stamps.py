@@ -13,7 +13,7 @@ from pathlib import Path
 
 from wsl_d2.files import sha256_of
 
-_NAME = ".stamps.jsonl"
+STAMPS = ".stamps.jsonl"
 
 
 def stamp_of(path: str | Path) -> list[int]:
@@ -26,13 +26,13 @@ def note_stamp(tar_path: str | Path, sha256: str, stamp: list[int] | None = None
     """Notes that a tar with this stamp, by default its present one, has this content."""
     tar_path = Path(tar_path)
     row = {"name": tar_path.name, "sha256": sha256, "stamp": stamp or stamp_of(tar_path)}
-    with open(tar_path.parent / _NAME, "ab") as file:
+    with open(tar_path.parent / STAMPS, "ab") as file:
         file.write(json.dumps(row).encode() + b"\n")  # one write: processes may append at the same time
 
 
 def read_stamps(folder: str | Path) -> dict[str, tuple[str, list[int]]]:
     """Returns name of the tar -> its SHA-256 and stamp, as last recorded; a truncated line is left out."""
-    path = Path(folder) / _NAME
+    path = Path(folder) / STAMPS
     found: dict[str, tuple[str, list[int]]] = {}
     if path.is_file():
         for line in path.read_bytes().split(b"\n"):

@@ -341,7 +341,8 @@ def _finish(output: Path, accounts: list[dict[str, Any]], options: CountOptions,
     }
     if not sums["hashtags"]:
         column = options.caption_column or options.hashtags_column
-        raise PostsError(no_hashtags(sums["rows"], column, manifest["skipped"] | manifest["rejected"]))
+        paths = list(dict.fromkeys(account["identity"]["part"]["path"] for account in accounts))
+        raise PostsError(no_hashtags(paths, sums["rows"], column, manifest["skipped"] | manifest["rejected"]))
     parts = [output / name for account in accounts for name in account["files"] if name.startswith("counts/")]
     merged = _merge_parts(parts, output / "merged", workers)
     distinct = 0

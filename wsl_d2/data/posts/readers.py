@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wsl_d2.data.format.origin import Origin, read_origin
-from wsl_d2.data.format.tar import read_tar
+from wsl_d2.data.format.tar import IMAGE_EXTENSIONS, read_tar
 from wsl_d2.data.remote import is_url
 from wsl_d2.errors import UserError
 from wsl_d2.hashtags import parse_caption, parse_hashtags
@@ -183,6 +183,8 @@ def read_posts(
             yield from _read_parquet(path, columns, row_groups, chunk_rows or CHUNK_ROWS)
         else:
             yield from _collect(_rows_of(path, kind, columns), chunk_rows or CHUNK_ROWS)
+    except FileNotFoundError as error:
+        raise PostsError(f"{path}: there is no such file.") from error
     except (OSError, EOFError, pa.ArrowException, sqlite3.Error, csv.Error) as error:
         raise PostsError(f"{path}: not readable as {kind} to its end ({error}).") from error
 
@@ -196,9 +198,10 @@ def _rows_of(path: str, kind: str, columns: Columns) -> Iterator[tuple[bytes, Ca
         yield from _sqlite_rows(path, columns)
     elif kind == "jsonl":
         yield from ((line, _json_parser(line, columns)) for line in _lines(path) if line.strip())
+    elif kind == "csv":
+        yield from _csv_rows(path, columns)
     else:
-        rows = _json_list(path) if kind == "json" else _csv_rows(path, columns)
-        yield from ((_shown(row), _row_parser(row, columns)) for row in rows)
+        yield from ((_shown(row), _row_parser(row, columns)) for row in _json_list(path))
 
 
 def first_rows(
@@ -219,14 +222,18 @@ def first_rows(
     """
     found: list[tuple[str, list[str]]] = []
     reasons: dict[str, int] = {}
+    example = ""
+    paths: list[str] = []
     rows = hashtags = 0
     for path, kind in files:
+        paths.append(path)
         columns = key_column, hashtags_column, caption_column
         for chunk in read_posts(path, kind, *columns, chunk_rows=_FIRST_ROWS, with_origins=False):
             rows += chunk.num_rows
             hashtags += len(chunk.hashtags.flatten())
-            for reason in [*chunk.skipped, *(reason for _, reason, _ in chunk.rejected)]:
-                reasons[reason] = reasons.get(reason, 0) + 1
+            for reason, number_of in [*chunk.skipped.items(), *((reason, 1) for _, reason, _ in chunk.rejected)]:
+                reasons[reason] = reasons.get(reason, 0) + number_of
+            example = example or next((beginning for _, _, beginning in chunk.rejected), "")
             part = slice(0, number - len(found))
             found += zip(chunk.keys[part].to_pylist(), chunk.hashtags[part].to_pylist(), strict=True)
             if hashtags and len(found) == number:
@@ -235,15 +242,17 @@ def first_rows(
                 break
     if hashtags:
         return found
-    raise PostsError(no_hashtags(rows, caption_column or hashtags_column, reasons))
+    raise PostsError(no_hashtags(paths, rows, caption_column or hashtags_column, reasons, example))
 
 
-def no_hashtags(rows: int, column: str, reasons: dict[str, int]) -> str:
-    """Returns the error that rows hold no hashtag."""
+def no_hashtags(paths: list[str], rows: int, column: str, reasons: dict[str, int], example: str = "") -> str:
+    """Returns the error that the rows of files hold no hashtag; ``example`` is the beginning of a rejected one."""
+    files = ", ".join(paths[:3]) + (f" and {len(paths) - 3:,} more" if len(paths) > 3 else "")
     listed = ", ".join(f"{reason}: {number:,}" for reason, number in reasons.items())
+    found = f" ({listed})" * bool(listed) + f", such as {example[:100]}" * bool(example)
     return (
-        f"0 hashtags in {rows:,} rows, by the column {column!r}{f' ({listed})' if listed else ''}. Choose the right "
-        "one with --hashtags-column or --caption-column, and --key-column."
+        f"{files}: 0 hashtags in {rows:,} rows, by the column {column!r}{found}. Choose the right one with "
+        "--hashtags-column or --caption-column, and --key-column."
     )
 
 
@@ -387,15 +396,28 @@ def _json_list(path: str) -> list:
     return content
 
 
-def _csv_rows(path: str, columns: Columns) -> Iterator[dict]:
+def _csv_rows(path: str, columns: Columns) -> Iterator[tuple[bytes, Callable[[], Row]]]:
     limit = csv.field_size_limit(MAX_ROW_BYTES)  # of the whole process
     try:
-        with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", "replace", newline="") as text:
+        with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
             header = text.readline()
             delimiter = max(",;\t", key=header.count)
             names = next(csv.reader([header], delimiter=delimiter), [])
             _check_columns(path, names, columns)
-            yield from csv.DictReader(text, names, delimiter=delimiter)
+            rows = csv.reader(text, delimiter=delimiter, strict=True)
+            while True:
+                try:
+                    values = next(rows, None)
+                except csv.Error as error:
+                    yield b"", _failing(f"invalid CSV: {error}")
+                    continue
+                if values is None:
+                    return
+                if any(values[len(names) :]):
+                    yield _shown(values), _failing("more values than columns")
+                elif values:
+                    row = dict(zip(names, values, strict=False))
+                    yield _shown(row), _row_parser(row, columns)
     finally:
         csv.field_size_limit(limit)
 
@@ -418,7 +440,8 @@ def _sqlite_rows(path: str, columns: Columns) -> Iterator[tuple[bytes, Callable[
     try:
         connection.text_factory = bytes
         tables = [
-            name.decode() for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            name.decode()
+            for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
         ]
         if _YFCC_TABLE in tables:
             there = {_text(row[1]) for row in connection.execute(f'PRAGMA table_info("{_YFCC_TABLE}")')}
@@ -429,7 +452,8 @@ def _sqlite_rows(path: str, columns: Columns) -> Iterator[tuple[bytes, Callable[
                 yield b"\t".join(raw[:3]), _yfcc_parser(*raw)
             return
         described = {
-            name: [_text(row[1]) for row in connection.execute(f'PRAGMA table_info("{name}")')] for name in tables
+            name: [_text(row[1]) for row in connection.execute(f"PRAGMA table_info({_quoted(name)})")]
+            for name in tables
         }
         wanted = dict.fromkeys((columns.key, columns.hashtags, *columns.origin))
         fitting = [name for name, names in described.items() if wanted.keys() <= set(names)]
@@ -439,11 +463,15 @@ def _sqlite_rows(path: str, columns: Columns) -> Iterator[tuple[bytes, Callable[
                 f"{path}: {len(fitting)} tables have the columns {' and '.join(map(repr, wanted))} ({shown}). "
                 "Choose with --key-column and --hashtags-column."
             )
-        chosen = ", ".join(f'"{name}"' for name in wanted)
-        for values in connection.execute(f'SELECT {chosen} FROM "{fitting[0]}"'):
+        chosen = ", ".join(map(_quoted, wanted))
+        for values in connection.execute(f"SELECT {chosen} FROM {_quoted(fitting[0])}"):
             yield b"\t".join(map(_raw, values)), _sqlite_parser(dict(zip(wanted, values, strict=True)), columns)
     finally:
         connection.close()
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _raw(value: Any) -> bytes:
@@ -467,7 +495,12 @@ def _yfcc_rows(path: str, with_origins: bool) -> Iterator[tuple[bytes, Callable[
         if len(parts) in chosen:
             yield line, _yfcc_parser(*[parts[i] for i in chosen[len(parts)]])
         else:
-            yield line, _failing(f"{len(parts)} columns instead of 25 or 23")
+            yield (
+                line,
+                _failing(
+                    f"{len(parts)} columns, not YFCC100M's 25 or 23 (a table with a header is read with --format csv)"
+                ),
+            )
 
 
 def _failing(reason: str) -> Callable[[], Row]:
@@ -504,6 +537,9 @@ def _tar_rows(path: str, columns: Columns) -> Iterator[tuple[bytes, Callable[[],
         yield image.key.encode("utf-8", "surrogateescape"), _tar_parser(image, columns)
     for _ in range(content.ignored.get("json without an image", (0, ""))[0]):
         yield b"", _failing("JSON without an image")
+    for kind, (number, first) in content.ignored.items():
+        if kind.endswith("more than one dot") and kind[1:].split()[0] in IMAGE_EXTENSIONS:
+            yield from ((first.encode("utf-8", "surrogateescape"), _failing(kind)) for _ in range(number))
 
 
 def _tar_parser(image: Any, columns: Columns) -> Callable[[], Row]:
@@ -550,7 +586,7 @@ def _parquet_chunk(
 ) -> Chunk:
     """Whole columns at once where they are lists of sound strings, row by row otherwise."""
     bad: dict[int, str] = {}
-    keys = _parquet_keys(keys, columns.key, bad)
+    keys = _parquet_keys(path, keys, columns.key, bad)
     kind = hashtags.type
     if pa.types.is_fixed_size_list(kind) or getattr(pa.types, "is_list_view", lambda _: False)(kind):
         hashtags = hashtags.cast(pa.large_list(kind.value_type))
@@ -600,9 +636,9 @@ def _is_sound(strings: pa.Array) -> bool:
     return True
 
 
-def _parquet_keys(keys: pa.Array, name: str, bad: dict[int, str]) -> pa.Array:
+def _parquet_keys(path: str, keys: pa.Array, name: str, bad: dict[int, str]) -> pa.Array:
     """Keys as text; the places of those that cannot be used go to ``bad``, with the reason."""
-    if pa.types.is_integer(keys.type):
+    if pa.types.is_integer(keys.type) or (pa.types.is_decimal(keys.type) and keys.type.scale == 0):
         found = keys.cast(pa.large_string())
     elif _is_text(keys.type) and _is_sound(keys):
         found = keys.cast(pa.large_string())
@@ -617,7 +653,7 @@ def _parquet_keys(keys: pa.Array, name: str, bad: dict[int, str]) -> pa.Array:
                 texts.append(None)
         return pa.array(texts, pa.large_string())
     else:
-        raise PostsError(f"column {name!r} is {keys.type}; keys are texts or numbers.")
+        raise PostsError(f"{path}: column {name!r} is {keys.type}; keys are texts or whole numbers.")
     empty = pc.fill_null(pc.equal(pc.binary_length(found), 0), True)
     bad |= dict.fromkeys(np.flatnonzero(empty.to_numpy(zero_copy_only=False)).tolist(), f"no {name}")
     return found

@@ -19,20 +19,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from wsl_d2.data.format.folders import is_left_by_a_system, walk_once
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS
 from wsl_d2.data.read.decode import DamagedImageError, open_image
 from wsl_d2.data.read.shrink import UNCHANGED, Shrinking, shrink
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.runner import Workers
-from wsl_d2.data.write.source import finish_store, reserve_folder
+from wsl_d2.data.write.source import finish_store, reserved_folder
 from wsl_d2.data.write.writer import Sample, ShardPart, Writing, load_image, write_dataset
 from wsl_d2.errors import ShardError
 from wsl_d2.hashtags import MappingPolicy, Vocabulary, normalize_hashtag
 from wsl_d2.hashtags.policy import EXACT
 
 _IMAGE_NAMES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
-# Folders that operating systems, network drives and editors leave among others; so are all that begin with a dot.
-_SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
 
 
 class ClassImage(NamedTuple):
@@ -80,11 +79,6 @@ def list_images(root: str | Path, files: Iterable[str] | None = None) -> tuple[l
     return [found[name] for name in sorted(found)], dict(sorted(skipped.items()))
 
 
-def is_left_by_a_system(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or one that operating systems, drives and editors leave."""
-    return name.startswith(".") or name in _SYSTEM_FOLDERS
-
-
 def _hidden_part(name: str) -> str:
     """The part of a path that a system or editor made, "" if there is none."""
     return next(filter(is_left_by_a_system, name.split("/")), "")
@@ -100,7 +94,7 @@ def _is_image(name: str, skipped: Counter[str]) -> bool:
 
 
 def _in_folder(root: Path, skipped: Counter[str]) -> Iterator[ClassImage]:
-    for folder, _, names in os.walk(root, followlinks=True):
+    for folder, _, names in walk_once(root, skipped):
         label = Path(folder).relative_to(root).as_posix()
         label = "" if label == "." else label
         for name in names:
@@ -207,7 +201,6 @@ def make_class_shards(
         "images_per_shard": images_per_shard,
         **shrinking.facts(),
     }
-    reserve_folder(store, facts)
     order = np.random.Generator(np.random.Philox(0)).permutation(len(images))
     items = [
         _Item(image, _key(number, image.name), vocabulary.hashtags[label_of[image.label]][0])
@@ -220,10 +213,10 @@ def make_class_shards(
     )
     identity = ", ".join(["class folders", *map(str, shrinking.facts().values())])
     writing = Writing(partial(_load, shrinking=shrinking), _key_of, _facts_of, vocabulary, identity, store)
-    account = write_dataset(writing, parts, workers, total=len(starts))
-    return finish_store(
-        store, vocabulary, {"account": dict(sorted(account.items())), "skipped": skipped} | shrinking.facts()
-    )
+    with reserved_folder(store, facts):
+        account = write_dataset(writing, parts, workers, total=len(starts))
+        extra = {"account": dict(sorted(account.items())), "skipped": skipped} | shrinking.facts()
+        return finish_store(store, vocabulary, extra)
 
 
 def _key(number: int, name: str) -> str:

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import repeat
 from pathlib import Path
 
+from wsl_d2.data.format.folders import is_left_by_a_system, walk_once
 from wsl_d2.data.format.origin import Origin
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES
 from wsl_d2.data.posts.readers import detect_post_format, read_posts
@@ -19,8 +20,7 @@ from wsl_d2.data.read.shrink import UNCHANGED, Shrinking, shrink
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.remote import is_url, read_bytes
 from wsl_d2.data.runner import Workers
-from wsl_d2.data.write.class_folders import is_left_by_a_system
-from wsl_d2.data.write.source import finish_store, reserve_folder
+from wsl_d2.data.write.source import finish_store, reserved_folder
 from wsl_d2.data.write.writer import Sample, SeenKeys, ShardPart, Writing, load_image, write_dataset
 from wsl_d2.errors import ShardError, UserError
 from wsl_d2.hashtags import Vocabulary
@@ -170,7 +170,6 @@ def make_shards(
         raise ShardError(f"{', '.join(posts)}: 0 posts can be used ({counted or 'the files are empty'}).")
     vocabulary.mapping  # noqa: B018  (an error of it comes before anything is written)
     store = ShardStore(output)
-    reserve_folder(store, facts)
     load: Callable[[Post], Sample] = partial(
         load_post,
         images=images,
@@ -181,8 +180,9 @@ def make_shards(
     )
     identity = json.dumps([images, check, only_labelled, *shrinking.facts().values()])
     writing = Writing(load, _key_of, _facts_of, vocabulary, identity, store, is_url(images))
-    account += write_dataset(writing, _parts(_chain(first, rows), images_per_shard, max_images_per_user), workers)
-    return finish_store(store, vocabulary, {"account": dict(sorted(account.items())), **shrinking.facts()})
+    with reserved_folder(store, facts):
+        account += write_dataset(writing, _parts(_chain(first, rows), images_per_shard, max_images_per_user), workers)
+        return finish_store(store, vocabulary, {"account": dict(sorted(account.items())), **shrinking.facts()})
 
 
 def _check_options(images: str, check: str, images_per_shard: int, max_images_per_user: int | None) -> None:
@@ -235,8 +235,8 @@ class ImageFolder:
 
 def _find_images(folder: str | Path) -> dict[str, str]:
     found: dict[str, str] = {}
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not is_left_by_a_system(name))
+    for root, folders, names in walk_once(folder, Counter()):
+        folders[:] = [name for name in folders if not is_left_by_a_system(name)]
         for name in sorted(names):
             ending = os.path.splitext(name)[1]
             if ending.lower().lstrip(".") not in IMAGE_EXTENSIONS or is_left_by_a_system(name):

@@ -5,7 +5,9 @@ So a call with the wrong folder is refused before it changes anything, and an in
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -14,13 +16,39 @@ from typing import Any
 from wsl_d2.data.format.index import index_path
 from wsl_d2.data.format.labels import labels_path
 from wsl_d2.data.format.manifest import MANIFEST, VOCABULARY, finish_dataset
+from wsl_d2.data.format.stamps import STAMPS
 from wsl_d2.data.read.store import ShardStore
-from wsl_d2.errors import ShardError
+from wsl_d2.errors import EmptyDatasetError, ShardError
 from wsl_d2.files import write_atomically
 from wsl_d2.hashtags import Vocabulary
 
 _NAME = "source.json"
 _READS_AT_A_TIME = 16
+
+
+@contextlib.contextmanager
+def reserved_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> Iterator[None]:
+    """Reserves a folder for one dataset while it is made, and lets go of it again if nothing comes of it.
+
+    Then its shards are removed, so that a corrected call can use the folder; the reasons for rejected samples stay.
+
+    Args:
+        folder, facts: see :func:`reserve_folder`.
+
+    Raises:
+        ShardError: see :func:`reserve_folder`.
+    """
+    store = folder if isinstance(folder, ShardStore) else ShardStore(folder)
+    reserve_folder(store, facts)
+    try:
+        yield
+    except EmptyDatasetError:
+        names = store.names()
+        if MANIFEST not in names:
+            tars = {name for name in names if name.endswith(".tar")}
+            beside = {path(name).name for name in tars for path in (index_path, labels_path)}
+            store.remove(*sorted(names & (tars | beside | {STAMPS})), _NAME)
+        raise
 
 
 def reserve_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> None:

@@ -29,8 +29,8 @@ from wsl_d2.data.format.stamps import has_content, read_stamps
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.data.write.noise import LabelNoise
-from wsl_d2.data.write.source import reserve_folder
-from wsl_d2.errors import ShardError, UserError
+from wsl_d2.data.write.source import reserved_folder
+from wsl_d2.errors import EmptyDatasetError, ShardError, UserError
 from wsl_d2.hashtags import Vocabulary
 
 
@@ -94,6 +94,8 @@ def make_view(
         raise UserError(f"label noise is a fraction in [0, 1], got {label_noise}.")
     if not 0 <= held_out < 1 or part not in ("train", "val"):
         raise UserError(f"held_out is a fraction in [0, 1), part is train or val; got {held_out} and {part!r}.")
+    if part == "val" and not held_out:
+        raise UserError("part val is what a split holds out; say how much with held_out (--held-out 0.02).")
     if num_images is not None and num_images < 1:
         raise UserError(f"a subset has at least 1 image, got {num_images}.")
     if max_images_per_user is not None and max_images_per_user < 1:
@@ -120,20 +122,21 @@ def make_view(
     names = [table.name(shard) for shard in range(len(table))]
     if max_images_per_user is not None and not any(read_origins(source / name) for name in names):
         raise ShardError(no_posters(source))
-    reserve_folder(target, facts)
-    if (target / MANIFEST).is_file():
-        return read_manifest(target)
     split = (held_out, part, seed) if held_out else None
     shared = _Labelling(source, target, vocabulary, column, relabel, split, read_stamps(source))
-    parts = run_parts(_label_one, list(enumerate(names)), shared, workers=workers, unit="shard", total=len(names))
-    sizes = list(_in_order(parts))
-    if max_images_per_user is not None:
-        sizes = _limit_users(target, names, max_images_per_user, seed)
-    if num_images is not None:
-        sizes = _keep_smallest(target, names, num_images, seed)
-    if label_noise:
-        _add_noise(target, names, sizes, LabelNoise(label_noise, noise_seed, _counts(target, names, len(vocabulary))))
-    return finish_dataset(target, vocabulary, {"view_of": str(source)})
+    with reserved_folder(target, facts):
+        if (target / MANIFEST).is_file():
+            return read_manifest(target)
+        parts = run_parts(_label_one, list(enumerate(names)), shared, workers=workers, unit="shard", total=len(names))
+        sizes = list(_in_order(parts))
+        if max_images_per_user is not None:
+            sizes = _limit_users(target, names, max_images_per_user, seed)
+        if num_images is not None:
+            sizes = _keep_smallest(target, names, num_images, seed)
+        if label_noise:
+            noise = LabelNoise(label_noise, noise_seed, _counts(target, names, len(vocabulary)))
+            _add_noise(target, names, sizes, noise)
+        return finish_dataset(target, vocabulary, {"view_of": str(source)})
 
 
 def _check_source(source: Path, table: ShardTable) -> None:
@@ -213,7 +216,7 @@ def _keep_smallest(folder: Path, names: list[str], num_images: int, seed: int) -
     ]
     everything = np.concatenate(hashes)
     if num_images > len(everything):
-        raise ShardError(
+        raise EmptyDatasetError(
             f"{folder}: asked for a subset of {num_images} images; there are {len(everything)} labelled ones."
         )
     limit = np.partition(everything, num_images - 1)[num_images - 1]

@@ -25,7 +25,7 @@ from wsl_d2.data.format.tar import check_key, write_tar
 from wsl_d2.data.read.store import ShardStore
 from wsl_d2.data.remote import StoreBusyError
 from wsl_d2.data.runner import Workers, run_parts
-from wsl_d2.errors import ShardError
+from wsl_d2.errors import EmptyDatasetError, ShardError
 from wsl_d2.files import write_atomically
 from wsl_d2.hashtags import Vocabulary
 
@@ -217,7 +217,7 @@ def write_dataset(
         raise ShardError(f"{store.place(min(surplus))} is not a shard of this dataset; choose an empty folder.")
     if not account["written"]:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(account.items())) or "there was none"
-        raise ShardError(f"{store.location}: 0 images could be written ({reasons}).")
+        raise EmptyDatasetError(f"{store.location}: 0 images could be written ({reasons}).")
     return account
 
 
