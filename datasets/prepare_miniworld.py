@@ -32,6 +32,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="art styles that only the detection set shows, and the only ones it shows [none]; of "
         + ", ".join(ART_STYLES),
     )
+    parser.add_argument(
+        "--dominance",
+        type=float,
+        metavar="SHARE",
+        help="share of the hashtag photos for training that 1%% of 1,000 posters post, each showing two concepts alone "
+        "[photos have no poster]",
+    )
     for name, text in (
         ("seed", "seed of everything random"),
         ("num-hashtag-images", "hashtag photos for training"),

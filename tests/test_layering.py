@@ -33,7 +33,7 @@ ONLY_ROOMS = {"analysis": {"errors", "files", "run_keys", "version", "coco"}}
 LIBRARIES = {
     **dict.fromkeys(FLOORS[0], {"numpy"}),
     "coco": {"numpy", "pycocotools"},
-    "hashtags": {"numpy", "nltk", "emoji"},
+    "hashtags": {"numpy", "nltk", "emoji", "ahocorasick"},
     "analysis": {"numpy", "scipy", "pycocotools", "yaml"},
     "data.format": {"numpy", "tqdm", "fsspec"},
     "data.remote": {"fsspec", "aiohttp"},

@@ -57,12 +57,15 @@ class WorldOptions:
     detection_size: int = 128
     shard_size: int = 1000  # images
     held_out_styles: tuple[str, ...] = field(default=())
+    dominance: float | None = None  # share of the hashtag photos for training that few posters post; None: no posters
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             low = {"seed": 0, "image_size": 16, "detection_size": 32}.get(name, 1)
-            if name != "held_out_styles" and not low <= value < 2**32:
+            if name not in ("held_out_styles", "dominance") and not low <= value < 2**32:
                 raise OptionsError(f"{name} is {value}; it must be at least {low} and below 2**32.")
+        if self.dominance is not None and not 0 <= self.dominance <= 1:
+            raise OptionsError(f"dominance is {self.dominance}; it is a share of the photos, 0 to 1.")
         object.__setattr__(self, "held_out_styles", tuple(sorted(set(self.held_out_styles))))
         if unknown := set(self.held_out_styles) - ART_STYLES.keys():
             raise OptionsError(f"held_out_styles: no art style {sorted(unknown)}; there are {', '.join(ART_STYLES)}.")
@@ -222,7 +225,8 @@ def _render(task: _Task) -> list:
     renderer = _renderers[styles]
     numbers = range(task.start, task.stop)
     if task.set_name.startswith("hashtags/"):
-        return [renderer.hashtag_photo(task.set_name, number, options.image_size) for number in numbers]
+        dominance = options.dominance if task.set_name == "hashtags/train" else None
+        return [renderer.hashtag_photo(task.set_name, number, options.image_size, dominance) for number in numbers]
     if task.set_name.startswith("clean/"):
         return [renderer.clean_photo(task.set_name, number, options.image_size) for number in numbers]
     photos = (renderer.detection_photo(task.set_name, number, options.detection_size) for number in numbers)

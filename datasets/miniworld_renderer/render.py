@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .concepts import load_concepts
+from .concepts import concept_probabilities, load_concepts
 from .scene import (
     BLUR_PROBABILITY,
     CLUTTER_PROBABILITY,
@@ -21,6 +21,7 @@ from .scene import (
     SpritePlacement,
     clean_scene,
     detection_objects,
+    draw_poster,
     hashtag_scene,
     picture_generator,
     place,
@@ -85,11 +86,19 @@ class Renderer:
         """Returns the indices of the concepts with at least one sprite among the admitted styles."""
         return [i for i, pyramids in enumerate(self._pyramids) if pyramids]
 
-    def hashtag_photo(self, set_name: str, number: int, side: int) -> tuple[bytes, dict]:
-        """Returns a photo's JPEG and metadata: raw ``hashtags``, the synsets that they mean, the true ``concepts``."""
+    def hashtag_photo(
+        self, set_name: str, number: int, side: int, dominance: float | None = None
+    ) -> tuple[bytes, dict]:
+        """Returns a photo's JPEG and metadata: raw ``hashtags``, the synsets that they mean, the true ``concepts``, and
+        the ``user`` who posted it if ``dominance`` says how many of the photos a few post."""
         rng = picture_generator(self.seed, set_name, number)
-        placements, hashtags, meant = hashtag_scene(rng)
-        return self._photo(rng, placements, side), _metadata(placements, hashtags, meant)
+        if dominance is None:
+            user, probabilities = {}, concept_probabilities()
+        else:
+            poster, probabilities = draw_poster(rng, dominance)
+            user = {"user": f"poster {poster}"}
+        placements, hashtags, meant = hashtag_scene(rng, probabilities)
+        return self._photo(rng, placements, side), _metadata(placements, hashtags, meant) | user
 
     def clean_photo(self, set_name: str, number: int, side: int) -> tuple[bytes, dict]:
         """Returns the JPEG and metadata of a picture of the clean set, of class ``number`` modulo 24."""

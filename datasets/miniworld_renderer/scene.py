@@ -37,6 +37,9 @@ CLUTTER_PROBABILITY = 0.5
 STRIPES_PROBABILITY = 0.25
 BLUR_PROBABILITY = 0.3
 
+NUM_POSTERS, NUM_DOMINANT = 1000, 10
+CONCEPTS_OF_DOMINANT = 2
+
 NAME_KEPT = 0.75
 KEYWORD_KEPT = 0.25
 TAG_REPLACED = 0.12
@@ -116,15 +119,35 @@ def place(
     )
 
 
-def hashtag_scene(rng: np.random.Generator) -> tuple[list[SpritePlacement], list[str], list[str]]:
+def draw_poster(rng: np.random.Generator, dominance: float) -> tuple[int, np.ndarray]:
+    """Draws who posts a photo, and what: the poster's number and the probabilities of the concepts, (48,) float64.
+
+    Args:
+        dominance: share of the photos of the first 10 posters, each of whom shows the same two concepts every time.
+    """
+    if rng.random() >= dominance:
+        return int(rng.integers(NUM_DOMINANT, NUM_POSTERS)), concept_probabilities()
+    poster = int(rng.integers(NUM_DOMINANT))
+    number = len(load_concepts())
+    own = np.random.default_rng(poster).choice(number, CONCEPTS_OF_DOMINANT, replace=False)
+    return poster, np.bincount(own, minlength=number) / CONCEPTS_OF_DOMINANT
+
+
+def hashtag_scene(
+    rng: np.random.Generator, probabilities: np.ndarray
+) -> tuple[list[SpritePlacement], list[str], list[str]]:
     """Draws a hashtag photo that somebody posted: placements, the larger first, its raw hashtags, and the synsets that
     these mean.
 
     A post without any tag of the vocabulary never reaches a hashtag corpus, so such draws are repeated.
+
+    Args:
+        rng: of the photo.
+        probabilities: (48,), of the concepts.
     """
     while True:
         count = 1 + int(rng.choice(len(NUM_OBJECTS_PROBABILITIES), p=NUM_OBJECTS_PROBABILITIES))
-        concepts = rng.choice(len(load_concepts()), size=count, p=concept_probabilities()).tolist()
+        concepts = rng.choice(len(load_concepts()), size=count, p=probabilities).tolist()
         tags = draw_tags(rng, concepts)
         if tags:
             break

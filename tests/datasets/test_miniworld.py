@@ -7,7 +7,9 @@ import json
 import math
 import re
 import shutil
+import tarfile
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import prepare_miniworld as tool
@@ -29,6 +31,7 @@ from pycocotools.coco import COCO
 
 from wsl_d2.data import HashtagDataset
 from wsl_d2.data.format.manifest import read_manifest
+from wsl_d2.data.write.views import make_view
 from wsl_d2.hashtags import Vocabulary, load_wordnet, normalize_hashtag, wnid_to_synset
 from wsl_d2.hashtags.mapping import HashtagMapping, Mapped
 
@@ -89,7 +92,7 @@ def test_hashtag_statistics_follow_the_recipe():
     by_synset = {tag.synset: tag for tag in all_tags()}
     for number in range(count):
         rng = scene.picture_generator(0, "hashtags/train", number)
-        placements, hashtags, meant = scene.hashtag_scene(rng)
+        placements, hashtags, meant = scene.hashtag_scene(rng, scene.concept_probabilities())
         tags = {by_synset[synset] for synset in meant}
         assert tags and len(hashtags) >= len(tags)
         num_objects[len(placements)] += 1
@@ -104,6 +107,31 @@ def test_hashtag_statistics_follow_the_recipe():
     for tag in load_popular_tags():
         rate = 0.03 * 0.88 / 0.87  # kept, among photos that have a tag at all
         assert popular[tag] / count == pytest.approx(rate, abs=5 * math.sqrt(rate / count) + 0.004)
+
+
+def test_few_posters_post_half_of_the_photos_each_with_two_concepts(tmp_path):
+    options = replace(OPTIONS, num_hashtag_images=200, dominance=0.5)
+    prepare_miniworld(tmp_path / "world", options, progress=False)
+    shown: dict[str, set[str]] = {}
+    photos: Counter[str] = Counter()
+    for shard in sorted((tmp_path / "world/hashtags/train").glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if member.name.endswith(".json"):
+                    post = json.load(tar.extractfile(member))
+                    photos[post["user"]] += 1
+                    shown.setdefault(post["user"], set()).update(post["concepts"])
+    few = {f"poster {number}" for number in range(10)}
+    assert 70 <= sum(photos[poster] for poster in few) <= 130
+    assert all(len(shown[poster]) <= 2 for poster in few & shown.keys())
+    assert len(set().union(*shown.values())) > 40
+    make_view(tmp_path / "world/hashtags/train", tmp_path / "capped", max_images_per_user=3)
+    assert read_manifest(tmp_path / "capped")["num_images"] == sum(min(count, 3) for count in photos.values())
+
+
+def test_a_share_of_dominant_posters_is_between_0_and_1():
+    with pytest.raises(OptionsError, match=r"dominance is 1\.5; it is a share of the photos, 0 to 1"):
+        replace(OPTIONS, dominance=1.5)
 
 
 def test_hashtags_are_spelled_as_people_spell_them():

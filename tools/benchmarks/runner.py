@@ -36,12 +36,12 @@ class Measured(NamedTuple):
     said: str
 
 
-def run_measured(command: list[str], kill: bool = False) -> Measured:
+def run_measured(command: list[str], kill: float | None = None) -> Measured:
     """Runs `wsl-d2`; its processes are known by a variable of their environment, also those of jobs.
 
     Args:
         command: behind `wsl-d2`.
-        kill: a process that has worked for a CPU second, once.
+        kill: a process that has worked for so many CPU seconds, its imports included, once; None for no process.
     """
     mark = f"{_MARK}={uuid.uuid4().hex}"
     mine: dict[int, float] = {}  # process -> CPU seconds
@@ -60,9 +60,10 @@ def run_measured(command: list[str], kill: bool = False) -> Measured:
                         continue
                     fields = (folder / "stat").read_text().rpartition(")")[2].split()
                     mine[process] = (int(fields[11]) + int(fields[12])) / _TICKS
-                    if mine[process] > 1 and kill and any(w in (folder / "cmdline").read_bytes() for w in _WORKERS):
+                    is_worker = any(worker in (folder / "cmdline").read_bytes() for worker in _WORKERS)
+                    if kill is not None and is_worker and mine[process] > kill:
                         os.kill(process, signal.SIGKILL)
-                        kill = False
+                        kill = None
                     lines = (folder / "smaps_rollup").read_text().splitlines()
                     memory += sum(int(line.split()[1]) / 1e3 for line in lines if line.startswith("Pss:"))
                 except OSError:  # ended meanwhile
@@ -75,7 +76,7 @@ def run_measured(command: list[str], kill: bool = False) -> Measured:
     if main.returncode:
         raise SystemExit(f"{' '.join(command)}: status {main.returncode}: {lines[-3:]}")
     said = "; ".join(line for line in lines if " was killed " in line)
-    return Measured(seconds, sum(mine.values()), peak, said or ("nothing was killed" if kill else ""))
+    return Measured(seconds, sum(mine.values()), peak, said or ("" if kill is None else "nothing was killed"))
 
 
 def digest(place: Path) -> str:
@@ -159,7 +160,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runner", nargs="+", choices=("local", "slurm"), default=["local"])
     parser.add_argument("--runner-parameter", nargs="+", default=[], help="of SLURM's jobs")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--kill", action="store_true", help="run everything once more, and kill a process")
+    parser.add_argument(
+        "--kill",
+        type=float,
+        metavar="SECONDS",
+        help="run everything once more, and kill a process after so much CPU time",
+    )
     parser.add_argument("--only", nargs="+", help="commands, such as `data make`; what they need must be there")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "wsl_d2_benchmark_runner")
     args = parser.parse_args(arguments)
@@ -167,8 +173,9 @@ def main(arguments: list[str] | None = None) -> None:
     make_corpus(corpus, args.posts, None, args.tail)
     make_posts(folder, args.shards, args.size)
     for runner in args.runner:
-        for kill in (False, True)[: 1 + args.kill]:
-            output = folder / f"{runner}{'_kill' if kill else ''}"
+        for kill in (None, args.kill)[: 1 if args.kill is None else 2]:
+            killed = "" if kill is None else ", a process killed"
+            output = folder / f"{runner}{'_kill' if killed else ''}"
             options = ["--runner", runner, "--workers", str(args.workers)]
             options += [f"--runner-parameter={parameter}" for parameter in args.runner_parameter if runner == "slurm"]
             for name, (command, written) in commands(folder, corpus, args.size, output).items():
@@ -180,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
                     shutil.copytree(output / "made", written, copy_function=os.link, ignore=_all_but_tars)
                 found = run_measured([*command, *options], kill)
                 print(
-                    f"| {name} | {runner}{', a process killed' if kill else ''} | {found.seconds:.0f} s | "
+                    f"| {name} | {runner}{killed} | {found.seconds:.0f} s | "
                     f"{found.cpu:.0f} s of CPU | {found.memory:,.0f} MB | {digest(written)} | {found.said} |",
                     flush=True,
                 )

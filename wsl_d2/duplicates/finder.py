@@ -109,28 +109,30 @@ def _normalised(pictures: np.ndarray) -> np.ndarray:
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 
+@functools.cache
+def _five_places(side: float) -> np.ndarray:
+    """(5 * 24, 72) float32: what samples windows of a side, in fractions of a thumbnail, from one edge to the other."""
+    return np.concatenate([_sampling(start, side, _COMPARED) for start in np.linspace(0, 1 - side, 5).tolist()])
+
+
 def _windows(picture: np.ndarray) -> np.ndarray:
     """(m, 24 * 24) normalised crops of one (72, 72) picture at several scales and places, the whole of it first."""
     crops = [_crop(picture[None], 0, 0, 1, _COMPARED)]
     for side in (0.95, 0.9, 0.85):
-        starts = np.linspace(0, 1 - side, 5)
-        sampling = np.concatenate([_sampling(start, side, _COMPARED) for start in starts.tolist()])
+        sampling = _five_places(side)
         grid = (sampling @ picture @ sampling.T).reshape(5, _COMPARED, 5, _COMPARED)
         crops.append(grid.transpose(0, 2, 1, 3).reshape(25, _COMPARED, _COMPARED))
     return _normalised(np.concatenate(crops))
 
 
-def verify(evaluation: np.ndarray, pretraining: np.ndarray) -> float:
-    """Returns the best correlation of two thumbnails over mirroring and crops of either.
+def _both_ways(picture: np.ndarray) -> list[np.ndarray]:
+    """The windows of a (72, 72) picture, and those of its mirror image."""
+    return [_windows(picture), _windows(np.ascontiguousarray(picture[:, ::-1]))]
 
-    Args:
-        evaluation, pretraining: (72, 72) grey.
-    """
-    own = _windows(evaluation)
-    best = -1.0
-    for other in (_windows(pretraining), _windows(np.ascontiguousarray(pretraining[:, ::-1]))):
-        best = max(best, float((own @ other[0]).max()), float((other @ own[0]).max()))
-    return best
+
+def _best_correlation(own: np.ndarray, others: list[np.ndarray]) -> float:
+    """Of the whole picture on either side with a window of the other."""
+    return max(float(one.max()) for other in others for one in (own @ other[0], other @ own[0]))
 
 
 class Pictures(NamedTuple):
@@ -253,10 +255,11 @@ class DuplicateFinder:
                         entry[1] = max(entry[1], float(cosine))
         flat = _is_flat(thumbnails)
         pairs = []
-        for (evaluation, image), (distance, cosine) in candidates.items():
+        windows = functools.lru_cache(1)(lambda image: _both_ways(thumbnails[image]))
+        for (evaluation, image), (distance, cosine) in sorted(candidates.items(), key=lambda found: found[0][1]):
             if flat[image] or self._is_flat[evaluation]:
                 continue
-            score = round(verify(self.thumbnails[evaluation], thumbnails[image]), 4)
+            score = round(_best_correlation(_windows(self.thumbnails[evaluation]), windows(image)), 4)
             if score >= self.min_score:
                 bits = int(distance) if distance <= 64 else -1
                 places = self.numbers[evaluation], numbers[image] if numbers else -1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import math
+from typing import Any
 
 _WORD_LIST = "frequency_dictionary_en_82_765.txt"  # of symspellpy: a word, a blank, how often it occurs
 # Words of hashtags that the list lacks, so that it does not cut them to pieces.
@@ -27,56 +28,30 @@ def known_words() -> dict[str, float]:
 
 
 @functools.cache
-def _words_and_beginnings() -> dict[str, float | None]:
-    """The known words and, with None, what they begin with: no longer text can be a word where this ends."""
-    beginnings = {word[:end]: None for word in known_words() for end in range(1, len(word))}
-    return beginnings | known_words()
+def _automaton() -> Any:
+    """Finds all known words of a text, as (length, logarithm): by their ends, and at each end the longest first."""
+    import ahocorasick  # here: readers of finished datasets need it not
 
-
-class _Heads(dict[str, tuple[list[tuple[int, float]], bool]]):
-    """The first three letters of a text -> (length, logarithm) of the words that end in them, the shortest first, and
-    whether a longer word can begin with them; all who ask for the same letters share one answer."""
-
-    def __missing__(self, letters: str) -> tuple[list[tuple[int, float]], bool]:
-        known = _words_and_beginnings()
-        ends = range(1, len(letters) + 1)
-        words = [(end, log) for end in ends if (log := known.get(letters[:end])) is not None]
-        self[letters] = found = words, len(letters) == _HEAD and letters in known
-        return found
-
-
-_HEAD = 3
-_heads = _Heads()
+    automaton = ahocorasick.Automaton()
+    for word, log in known_words().items():
+        automaton.add_word(word, (len(word), log))
+    automaton.make_automaton()
+    return automaton
 
 
 def split_words(text: str) -> list[str]:
     """Returns the words of a text whose product of probabilities is the greatest; none if it is not all words."""
-    known = _words_and_beginnings().get
-    size = len(text)
-    logs: list[float | None] = [0.0, *[None] * size]  # by end: of the best split up to there
-    starts = [0] * (size + 1)  # of the last word of that split
-    for start in range(size):
-        before = logs[start]
-        if before is None:
-            continue
-        short, is_longer = _heads[text[start : start + _HEAD]]
-        for length, log in short:
-            best, found = logs[start + length], before + log
-            if best is None or best < found:
-                logs[start + length], starts[start + length] = found, start
-        if not is_longer:
-            continue
-        for end in range(start + _HEAD + 1, size + 1):
-            longer = known(text[start:end], 0.0)
-            if longer == 0.0:
-                break
-            if longer is not None:
-                best, found = logs[end], before + longer
-                if best is None or best < found:
-                    logs[end], starts[end] = found, start
-    if logs[-1] is None:
-        return []
-    words, end = [], size
+    logs: list[float | None] = [0.0, *[None] * len(text)]  # by end: of the best split up to there
+    starts = [0] * len(logs)  # of the last word of that split
+    for last, (length, log) in _automaton().iter(text):
+        end = last + 1
+        before = logs[end - length]
+        if before is not None:
+            log += before
+            best = logs[end]
+            if best is None or best < log:
+                logs[end], starts[end] = log, end - length
+    words, end = [], len(text) if logs[-1] is not None else 0
     while end:
         words.append(text[starts[end] : end])
         end = starts[end]

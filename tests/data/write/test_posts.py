@@ -149,8 +149,10 @@ def test_existing_tars_are_indexed_in_place(posts):
     before = json.loads((out / "manifest.json").read_text())
     for path in [*out.glob("*.npz"), out / "manifest.json"]:
         path.unlink()
+    (out / "shard-000001.index.npz.partial-17").write_bytes(b"of a process that was killed")
     printed = wsl_d2("data", "index", out, "--vocabulary", posts / "vocabulary.json", "--workers", 2)
     assert "26 labelled images in 4 shards, 1 images without a label" in printed
+    assert not list(out.glob("*.partial-*"))
     assert json.loads((out / "manifest.json").read_text()).items() <= before.items()
     (out / "evil.tar").write_bytes(b"no tar at all" * 100)
     (out / "cut.tar").write_bytes((out / "shard-000000.tar").read_bytes()[:3000])

@@ -87,6 +87,8 @@ def finish_dataset(
 ) -> dict:
     """Writes ``vocabulary.json`` and ``manifest.json`` for a folder whose shards are all written and indexed.
 
+    Files that a killed process left half-written are removed.
+
     Args:
         folder: holds ``*.tar`` with their indexes and labels.
         vocabulary: the one the shards were labelled with.
@@ -153,6 +155,8 @@ def finish_dataset(
     }
     if not manifest["num_images"]:
         raise EmptyDatasetError(f"{folder}: 0 images have a label. {describe_images(manifest)}")
+    for left in folder.glob("*.partial-*"):
+        left.unlink()
     vocabulary.save(folder / VOCABULARY)
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1))
     return manifest

@@ -213,8 +213,6 @@ def write_dataset(
 
     for counts in run_parts(write_part, noted(), writing, workers=workers, unit="shard", total=total):
         account += counts
-    for left in store.folder.glob("*.partial-*"):  # by processes that were killed
-        left.unlink()
     if surplus := set(store.tars()) - names:
         raise ShardError(f"{store.place(min(surplus))} is not a shard of this dataset; choose an empty folder.")
     if not account["written"]:
