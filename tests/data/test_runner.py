@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from waiting import wait_until
 
 from wsl_d2.data.runner import Cluster, run_parts
 from wsl_d2.errors import UserError
@@ -74,6 +73,8 @@ def test_what_the_cluster_refuses_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_signal_while_processes_import_ends_all_of_them(tmp_path, number):
+    from waiting import wait_until  # not at the top: jobs that import this module do not have the tests' folder
+
     (tmp_path / "posts.csv").write_text("key,hashtags\n" + "".join(f"p{i},#dog{i}\n" for i in range(300_000)))
     command = [sys.executable, "-m", "wsl_d2", "hashtags", "count", "posts.csv", "--output", "counts", "--workers", "2"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
