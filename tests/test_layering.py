@@ -41,7 +41,7 @@ LIBRARIES = {
     "data.runner": {"tqdm"},
     "data.order": {"numpy", "tqdm"},
     "data.posts": {"numpy", "pyarrow", "fsspec"},
-    "data.write": {"numpy", "tqdm"},
+    "data.write": {"numpy", "tqdm", "filelock"},
 }
 FORBIDDEN_MODULES = {"pkg_resources", "model_zoo"}
 FORBIDDEN_ARGUMENTS = {("weights_only", False), ("allow_pickle", True)}

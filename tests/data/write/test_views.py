@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from toy_data import write_hashtag_folder
 
 from wsl_d2.data import HashtagDataset, ShardError, make_view
@@ -63,6 +64,13 @@ def test_a_finished_view_is_kept_and_another_is_refused(hashtag_folder, tmp_path
         make_view(
             hashtag_folder, write_hashtag_folder(tmp_path / "own", Vocabulary.load(hashtag_folder / "vocabulary.json"))
         )
+
+
+def test_a_folder_in_which_another_process_works_is_refused(hashtag_folder, tmp_path):
+    (tmp_path / "view").mkdir()
+    with FileLock(tmp_path / "view" / ".lock"), pytest.raises(ShardError, match="is being written by another process"):
+        make_view(hashtag_folder, tmp_path / "view", num_images=3)
+    assert make_view(hashtag_folder, tmp_path / "view", num_images=3)["num_images"] == 3
 
 
 def test_more_images_than_there_are_is_refused(hashtag_folder, tmp_path):

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from wsl_d2.data.format.index import index_path
 from wsl_d2.data.format.labels import labels_path
 from wsl_d2.data.format.manifest import MANIFEST, VOCABULARY, finish_dataset
@@ -36,10 +38,20 @@ def reserved_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> I
         folder, facts: see :func:`reserve_folder`.
 
     Raises:
-        ShardError: see :func:`reserve_folder`.
+        ShardError: see :func:`reserve_folder`; or another process is at work in it.
     """
     store = folder if isinstance(folder, ShardStore) else ShardStore(folder)
     reserve_folder(store, facts)
+    place = store.folder / ".lock"
+    lock = FileLock(place, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ShardError(
+            f"{store.location} is being written by another process; wait until it has ended, and repeat this."
+        ) from error
+    except (OSError, NotImplementedError):  # a file system that cannot lock files
+        pass
     try:
         yield
     except EmptyDatasetError:
@@ -49,6 +61,9 @@ def reserved_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> I
             beside = {path(name).name for name in tars for path in (index_path, labels_path)}
             store.remove(*sorted(names & (tars | beside | {STAMPS})), _NAME)
         raise
+    finally:
+        lock.release()
+        place.unlink(missing_ok=True)
 
 
 def reserve_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> None:
