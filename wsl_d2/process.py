@@ -7,21 +7,24 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2): a signal to this process when its parent has ended
+_system = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def ender_with_parent(number: signal.Signals) -> Callable[[], None]:
-    """Returns what a child process calls to get a signal when its parent has ended, however it did; on Linux."""
-    system = ctypes.CDLL(None) if sys.platform == "linux" else None
+def end_with_parent(number: signal.Signals, parent: int) -> None:
+    """Lets this process get a signal when its parent has ended, however it did, or has already; on Linux.
 
-    def end_with_parent() -> None:
-        if system is not None:
-            system.prctl(_PR_SET_PDEATHSIG, number)
-
-    return end_with_parent
+    Args:
+        number: of the signal.
+        parent: process number of the parent.
+    """
+    if _system is not None:
+        _system.prctl(_PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), number)
 
 
 def start_program(command: Sequence[str], **options: Any) -> subprocess.Popen:
@@ -33,7 +36,18 @@ def start_program(command: Sequence[str], **options: Any) -> subprocess.Popen:
         command: the program and its arguments.
         options: of ``subprocess.Popen``.
     """
-    return subprocess.Popen(command, start_new_session=True, preexec_fn=ender_with_parent(signal.SIGTERM), **options)
+    parent = os.getpid()
+    # What is run around a fork would swallow the exception that a signal raises.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        end_with_parent(signal.SIGTERM, parent)
+
+    try:
+        return subprocess.Popen(command, start_new_session=True, preexec_fn=prepare, **options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
 
 def stop_programs(processes: Iterable[subprocess.Popen]) -> None:

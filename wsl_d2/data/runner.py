@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from wsl_d2.errors import UserError
 from wsl_d2.jobs import open_executor, queued_jobs, submitting
-from wsl_d2.process import ender_with_parent
+from wsl_d2.process import end_with_parent
 
 _Part = TypeVar("_Part")
 _Result = TypeVar("_Result")
@@ -155,7 +155,8 @@ _shared: list[Any] = [None]
 
 def _start_process(shared: Any) -> None:
     """Leaves Ctrl-C to the parent, ends with it, and keeps what all parts share, which is sent to a process once."""
-    ender_with_parent(signal.SIGKILL)()
+    if (parent := parent_process()) and parent.pid:
+        end_with_parent(signal.SIGKILL, parent.pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _shared[0] = shared
 

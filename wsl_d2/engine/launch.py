@@ -25,7 +25,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from wsl_d2.engine.agreement import reason_of_loss
 from wsl_d2.engine.signals import INTERRUPTED_EXIT_CODE, REQUEUE_EXIT_CODE, STOP_SIGNALS, Stopped, handle
 from wsl_d2.errors import ConfigError, LostProcessError, UserError
-from wsl_d2.process import ender_with_parent
+from wsl_d2.process import end_with_parent
 
 _OWN_ERROR = re.compile(r"^wsl_d2\.[\w.]+Error: ", re.MULTILINE)
 _TORCHRUN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
@@ -50,7 +50,7 @@ def start(main: Callable, args: Namespace, timeout_seconds: float) -> None:
         os.environ |= variables_of_srun()
     if _TORCHRUN_VARIABLES <= os.environ.keys():
         if "TORCHELASTIC_RUN_ID" in os.environ:  # save and end with torchrun, also where a signal has ended that alone
-            ender_with_parent(signal.SIGTERM)()
+            end_with_parent(signal.SIGTERM, os.getppid())
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         with _meeting(f"the {os.environ['WORLD_SIZE']} processes of the run at {where}", timeout_seconds):
             store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
