@@ -29,13 +29,8 @@ from wsl_d2.analysis.gain import BootstrapEstimate
 from wsl_d2.analysis.matches import ClassMatches, class_matches, entries_of, order_of_scores
 
 KINDS = ("classification", "localization", "both", "duplicate", "background", "missed")
-_WRONG = (
-    "background",
-    "duplicate",
-    "both",
-    "localization",
-    "classification",
-)  # the first three change no true positive
+# Of wrong detections; the first three change no true positive.
+_WRONG = ("background", "duplicate", "both", "localization", "classification")
 _FOREGROUND, _BACKGROUND = 0.5, 0.1
 
 

@@ -180,7 +180,6 @@ def vocabulary(args: argparse.Namespace) -> None:
 
 def _read_synsets(path: Path) -> list[str]:
     """The first word of every line that is not empty and no comment."""
-
     lines = read_user_text(path).splitlines()
     return [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
 

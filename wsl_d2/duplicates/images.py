@@ -165,9 +165,7 @@ def _images_of_folder(folder: Path) -> Images:
 
 def _image_files(root: Path, skipped: Counter[str]) -> Iterator[str]:
     """Yields paths below a folder."""
-    for folder, names, files in walk_once(root, skipped):
-        skipped.update(f"folder {name}" for name in names if is_left_by_a_system(name))
-        names[:] = [name for name in names if not is_left_by_a_system(name)]
+    for folder, _, files in walk_once(root, skipped):
         for name in files:
             path = os.path.join(folder, name)
             key = Path(path).relative_to(root).as_posix()

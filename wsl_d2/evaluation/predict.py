@@ -102,8 +102,7 @@ def images_of(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _images_below(root: Path) -> Iterator[Path]:
-    for folder, names, files in walk_once(root, Counter()):
-        names[:] = [name for name in names if not is_left_by_a_system(name)]
+    for folder, _, files in walk_once(root, Counter()):
         for path in (Path(folder) / name for name in files if not is_left_by_a_system(name)):
             if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS and path.is_file():
                 yield path

@@ -16,9 +16,15 @@ def is_left_by_a_system(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
-def walk_once(root: str | Path, skipped: Counter[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+def walk_once(
+    root: str | Path, skipped: Counter[str], of_systems_too: bool = False
+) -> Iterator[tuple[str, list[str], list[str]]]:
     """Walks as os.walk does, links to folders included, but enters each folder once, by its own path rather than a link
-    if it has both; ``skipped`` counts the others.
+    if it has both, and none that a system left.
+
+    Args:
+        skipped: counts the folders that are not entered.
+        of_systems_too: enters what :func:`is_left_by_a_system` tells of, too.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -33,6 +39,9 @@ def walk_once(root: str | Path, skipped: Counter[str]) -> Iterator[tuple[str, li
                 names.clear()
                 continue
             entered.add((status.st_dev, status.st_ino))
+            if not of_systems_too:
+                skipped.update(f"folder {name}" for name in names if is_left_by_a_system(name))
+                names[:] = [name for name in names if not is_left_by_a_system(name)]
             names.sort()
             yield folder, names, files
             waiting += [path for path in (os.path.join(folder, name) for name in names) if os.path.islink(path)]

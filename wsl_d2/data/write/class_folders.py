@@ -94,7 +94,7 @@ def _is_image(name: str, skipped: Counter[str]) -> bool:
 
 
 def _in_folder(root: Path, skipped: Counter[str]) -> Iterator[ClassImage]:
-    for folder, _, names in walk_once(root, skipped):
+    for folder, _, names in walk_once(root, skipped, of_systems_too=True):
         label = Path(folder).relative_to(root).as_posix()
         label = "" if label == "." else label
         for name in names:

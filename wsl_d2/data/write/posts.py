@@ -235,8 +235,7 @@ class ImageFolder:
 
 def _find_images(folder: str | Path) -> dict[str, str]:
     found: dict[str, str] = {}
-    for root, folders, names in walk_once(folder, Counter()):
-        folders[:] = [name for name in folders if not is_left_by_a_system(name)]
+    for root, _, names in walk_once(folder, Counter()):
         for name in sorted(names):
             ending = os.path.splitext(name)[1]
             if ending.lower().lstrip(".") not in IMAGE_EXTENSIONS or is_left_by_a_system(name):

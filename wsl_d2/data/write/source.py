@@ -35,13 +35,15 @@ def reserved_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> I
     Then its shards are removed, so that a corrected call can use the folder; the reasons for rejected samples stay.
 
     Args:
-        folder, facts: see :func:`reserve_folder`.
+        folder: of the dataset to be made, or a store; created if it is not there.
+        facts: all that decides the dataset, as JSON.
 
     Raises:
-        ShardError: see :func:`reserve_folder`; or another process is at work in it.
+        ShardError: the folder holds a dataset of other facts, or shards that no call of this kind began; or another
+            process is at work in it.
     """
     store = folder if isinstance(folder, ShardStore) else ShardStore(folder)
-    reserve_folder(store, facts)
+    _reserve(store, facts)
     place = store.folder / ".lock"
     lock = FileLock(place, thread_local=False)
     try:
@@ -66,17 +68,7 @@ def reserved_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> I
         place.unlink(missing_ok=True)
 
 
-def reserve_folder(folder: str | Path | ShardStore, facts: dict[str, Any]) -> None:
-    """Reserves a folder for one dataset.
-
-    Args:
-        folder: of the dataset to be made, or a store; created if it is not there.
-        facts: all that decides the dataset, as JSON.
-
-    Raises:
-        ShardError: the folder holds a dataset of other facts, or shards that no call of this kind began.
-    """
-    store = folder if isinstance(folder, ShardStore) else ShardStore(folder)
+def _reserve(store: ShardStore, facts: dict[str, Any]) -> None:
     if store.folder.exists() and not store.folder.is_dir():
         raise ShardError(f"{store.location} is not a folder; choose another one.")
     there = store.names() if store.folder.is_dir() else set()
