@@ -39,6 +39,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="share of the hashtag photos for training that 1%% of 1,000 posters post, each showing two concepts alone "
         "[photos have no poster]",
     )
+    parser.add_argument(
+        "--frequency-exponent",
+        type=float,
+        metavar="A",
+        help="a concept's share of the objects in hashtag photos is proportional to 1 / (rank + 10)^A; 4 makes the "
+        f"first 1,000 times as frequent as the last [{default.frequency_exponent}]",
+    )
     for name, text in (
         ("seed", "seed of everything random"),
         ("num-hashtag-images", "hashtag photos for training"),

@@ -91,9 +91,9 @@ def load_popular_tags() -> tuple[Tag, ...]:
 
 
 @cache
-def concept_probabilities() -> np.ndarray:
-    """Returns (48,) float64: each concept's probability, as 1 / (rank + 10) ** 0.8, rank from 0."""
-    weights = (np.arange(len(load_concepts())) + ZIPF_OFFSET) ** -ZIPF_EXPONENT
+def concept_probabilities(exponent: float = ZIPF_EXPONENT) -> np.ndarray:
+    """Returns (48,) float64: each concept's probability, as 1 / (rank + 10) ** exponent, rank from 0."""
+    weights = (np.arange(len(load_concepts())) + ZIPF_OFFSET) ** -exponent
     return weights / weights.sum()
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .coco import annotate, coco_document
-from .concepts import clean_concepts, detection_concepts, hashtag_synsets, load_concepts
+from .concepts import ZIPF_EXPONENT, clean_concepts, detection_concepts, hashtag_synsets, load_concepts
 from .contact_sheet import draw_contact_sheet
 from .render import Renderer
 from .scene import SETS
@@ -58,14 +58,17 @@ class WorldOptions:
     shard_size: int = 1000  # images
     held_out_styles: tuple[str, ...] = field(default=())
     dominance: float | None = None  # share of the hashtag photos for training that few posters post; None: no posters
+    frequency_exponent: float = ZIPF_EXPONENT  # of the concepts' frequencies in hashtag photos
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             low = {"seed": 0, "image_size": 16, "detection_size": 32}.get(name, 1)
-            if name not in ("held_out_styles", "dominance") and not low <= value < 2**32:
+            if name not in ("held_out_styles", "dominance", "frequency_exponent") and not low <= value < 2**32:
                 raise OptionsError(f"{name} is {value}; it must be at least {low} and below 2**32.")
         if self.dominance is not None and not 0 <= self.dominance <= 1:
             raise OptionsError(f"dominance is {self.dominance}; it is a share of the photos, 0 to 1.")
+        if not 0 <= self.frequency_exponent <= 5:
+            raise OptionsError(f"frequency_exponent is {self.frequency_exponent}; it is a number from 0 to 5.")
         object.__setattr__(self, "held_out_styles", tuple(sorted(set(self.held_out_styles))))
         if unknown := set(self.held_out_styles) - ART_STYLES.keys():
             raise OptionsError(f"held_out_styles: no art style {sorted(unknown)}; there are {', '.join(ART_STYLES)}.")
@@ -221,7 +224,7 @@ def _render(task: _Task) -> list:
     sprites, options = _state[0]
     styles = options.styles(task.set_name)
     if styles not in _renderers:
-        _renderers[styles] = Renderer(sprites, styles, options.seed)
+        _renderers[styles] = Renderer(sprites, styles, options.seed, options.frequency_exponent)
     renderer = _renderers[styles]
     numbers = range(task.start, task.stop)
     if task.set_name.startswith("hashtags/"):
@@ -344,7 +347,8 @@ def _check_params(output: Path, options: WorldOptions, sprites: Sprites) -> None
         _write_text(path, json.dumps(params, indent=1))
         return
     try:
-        found_params = json.loads(path.read_bytes())
+        # An option that came later had its default.
+        found_params = asdict(WorldOptions()) | json.loads(path.read_bytes())
     except ValueError as error:
         raise OptionsError(f"{path}: not valid JSON ({error}); delete the folder and prepare it again.") from error
     different = [

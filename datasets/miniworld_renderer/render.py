@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .concepts import concept_probabilities, load_concepts
+from .concepts import ZIPF_EXPONENT, concept_probabilities, load_concepts
 from .scene import (
     BLUR_PROBABILITY,
     CLUTTER_PROBABILITY,
@@ -68,10 +68,12 @@ class Renderer:
         sprites: the artwork.
         styles: the art styles admitted.
         seed: of the world.
+        exponent: of the concepts' frequencies in hashtag photos.
     """
 
-    def __init__(self, sprites: Sprites, styles: Collection[str], seed: int):
+    def __init__(self, sprites: Sprites, styles: Collection[str], seed: int, exponent: float = ZIPF_EXPONENT):
         self.seed = seed
+        self.exponent = exponent
         # Per concept and sprite: the tightly cropped artwork at full, half and quarter size.
         self._pyramids: list[list[list[Image.Image]]] = []
         for concept in load_concepts():
@@ -93,11 +95,11 @@ class Renderer:
         the ``user`` who posted it if ``dominance`` says how many of the photos a few post."""
         rng = picture_generator(self.seed, set_name, number)
         if dominance is None:
-            user, probabilities = {}, concept_probabilities()
+            user, probabilities = {}, concept_probabilities(self.exponent)
         else:
-            poster, probabilities = draw_poster(rng, dominance)
+            poster, probabilities = draw_poster(rng, dominance, self.exponent)
             user = {"user": f"poster {poster}"}
-        placements, hashtags, meant = hashtag_scene(rng, probabilities)
+        placements, hashtags, meant = hashtag_scene(rng, probabilities, self.exponent)
         return self._photo(rng, placements, side), _metadata(placements, hashtags, meant) | user
 
     def clean_photo(self, set_name: str, number: int, side: int) -> tuple[bytes, dict]:

@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 
 from .concepts import (
+    ZIPF_EXPONENT,
     Tag,
     clean_concepts,
     concept_probabilities,
@@ -119,14 +120,15 @@ def place(
     )
 
 
-def draw_poster(rng: np.random.Generator, dominance: float) -> tuple[int, np.ndarray]:
+def draw_poster(rng: np.random.Generator, dominance: float, exponent: float = ZIPF_EXPONENT) -> tuple[int, np.ndarray]:
     """Draws who posts a photo, and what: the poster's number and the probabilities of the concepts, (48,) float64.
 
     Args:
         dominance: share of the photos of the first 10 posters, each of whom shows the same two concepts every time.
+        exponent: of the concepts' frequencies.
     """
     if rng.random() >= dominance:
-        return int(rng.integers(NUM_DOMINANT, NUM_POSTERS)), concept_probabilities()
+        return int(rng.integers(NUM_DOMINANT, NUM_POSTERS)), concept_probabilities(exponent)
     poster = int(rng.integers(NUM_DOMINANT))
     number = len(load_concepts())
     own = np.random.default_rng(poster).choice(number, CONCEPTS_OF_DOMINANT, replace=False)
@@ -134,7 +136,7 @@ def draw_poster(rng: np.random.Generator, dominance: float) -> tuple[int, np.nda
 
 
 def hashtag_scene(
-    rng: np.random.Generator, probabilities: np.ndarray
+    rng: np.random.Generator, probabilities: np.ndarray, exponent: float = ZIPF_EXPONENT
 ) -> tuple[list[SpritePlacement], list[str], list[str]]:
     """Draws a hashtag photo that somebody posted: placements, the larger first, its raw hashtags, and the synsets that
     these mean.
@@ -144,11 +146,12 @@ def hashtag_scene(
     Args:
         rng: of the photo.
         probabilities: (48,), of the concepts.
+        exponent: of the concepts' frequencies in the world, from which wrong tags are drawn.
     """
     while True:
         count = 1 + int(rng.choice(len(NUM_OBJECTS_PROBABILITIES), p=NUM_OBJECTS_PROBABILITIES))
         concepts = rng.choice(len(load_concepts()), size=count, p=probabilities).tolist()
-        tags = draw_tags(rng, concepts)
+        tags = draw_tags(rng, concepts, exponent)
         if tags:
             break
     placements = [place(rng, concept, HASHTAG_SCALE) for concept in concepts]
@@ -186,11 +189,11 @@ def detection_objects(rng: np.random.Generator, distractors: list[int]) -> list[
 
 
 @cache
-def _tag_marginal() -> tuple[list[Tag], np.ndarray]:
+def _tag_marginal(exponent: float) -> tuple[list[Tag], np.ndarray]:
     """Returns all 96 tags and the share of each among the true tags of a hashtag photo."""
     expected_objects = sum((i + 1) * p for i, p in enumerate(NUM_OBJECTS_PROBABILITIES))
     weights: dict[Tag, float] = {}
-    for concept, probability in zip(load_concepts(), concept_probabilities(), strict=True):
+    for concept, probability in zip(load_concepts(), concept_probabilities(exponent), strict=True):
         for tag, kept in ((concept.tag, NAME_KEPT), (concept.keyword, KEYWORD_KEPT)):
             weights[tag] = weights.get(tag, 0.0) + expected_objects * probability * kept
     for tag in load_popular_tags():
@@ -199,9 +202,9 @@ def _tag_marginal() -> tuple[list[Tag], np.ndarray]:
     return list(weights), values / values.sum()
 
 
-def draw_tags(rng: np.random.Generator, concepts: list[int]) -> list[Tag]:
+def draw_tags(rng: np.random.Generator, concepts: list[int], exponent: float = ZIPF_EXPONENT) -> list[Tag]:
     """Draws the vocabulary tags of a photo: missing, wrong and irrelevant ones included, none twice."""
-    all_tags, marginal = _tag_marginal()
+    all_tags, marginal = _tag_marginal(exponent)
     tags: list[Tag] = []
     for index in dict.fromkeys(concepts):
         concept = load_concepts()[index]

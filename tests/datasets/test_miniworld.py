@@ -66,6 +66,25 @@ def test_concept_frequencies_follow_the_shifted_zipf_law():
     probabilities = concept_probabilities()
     assert probabilities.sum() == pytest.approx(1)
     assert probabilities[0] / probabilities[47] == pytest.approx((57 / 10) ** 0.8)
+    assert concept_probabilities(4.0)[0] / concept_probabilities(4.0)[47] == pytest.approx((57 / 10) ** 4)
+
+
+def test_a_skewed_world_shows_the_frequent_concepts_alone_and_an_older_one_is_gone_on_with(tmp_path):
+    options = replace(OPTIONS, num_hashtag_images=200, frequency_exponent=4.0)
+    prepare_miniworld(tmp_path / "world", options, progress=False)
+    shown: Counter[str] = Counter()
+    for shard in sorted((tmp_path / "world/hashtags/train").glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            posts = [json.load(tar.extractfile(member)) for member in tar if member.name.endswith(".json")]
+        shown.update(concept for post in posts for concept in post["concepts"])
+    names = [concept.name for concept in load_concepts()]
+    share = concept_probabilities(4.0)[:8].sum()
+    assert sum(shown[name] for name in names[:8]) / shown.total() == pytest.approx(share, abs=0.08) and share > 0.8
+    params = tmp_path / "world" / "params.json"
+    older = {name: value for name, value in json.loads(params.read_text()).items() if name != "frequency_exponent"}
+    params.write_text(json.dumps(older))
+    with pytest.raises(OptionsError, match=r"frequency_exponent is 0\.8 there and 4\.0 now"):
+        prepare_miniworld(tmp_path / "world", options, progress=False)
 
 
 def test_every_synonym_is_a_lemma_of_its_synset():
@@ -132,6 +151,8 @@ def test_few_posters_post_half_of_the_photos_each_with_two_concepts(tmp_path):
 def test_a_share_of_dominant_posters_is_between_0_and_1():
     with pytest.raises(OptionsError, match=r"dominance is 1\.5; it is a share of the photos, 0 to 1"):
         replace(OPTIONS, dominance=1.5)
+    with pytest.raises(OptionsError, match="frequency_exponent is -1; it is a number from 0 to 5"):
+        replace(OPTIONS, frequency_exponent=-1)
 
 
 def test_hashtags_are_spelled_as_people_spell_them():
@@ -284,7 +305,7 @@ def test_held_out_styles_are_shown_in_detection_only(tiny_world, tmp_path, monke
     renderers = []
     start = Renderer.__init__
 
-    def recorded(self, art, styles, seed):
+    def recorded(self, art, styles, seed, *rest):
         start(self, art, styles, seed)
         renderers.append(tuple(styles))
         used[set(styles) <= {"twemoji", "noto"}] |= set(styles)

@@ -111,14 +111,14 @@ def test_the_best_rate_of_each_side():
     def row(arm, lr, *values):
         return {"arm": arm, "lr": lr} | dict(zip(("box AP", "mask AP"), values, strict=False))
 
-    rows = [row("a", 0.1, 3, 4), row("a", 0.2, 5, 6), row("a", 0.4), row("b", 0.1, 9, 2), row("b", 0.2, 2, 8)]
-    rows.append(row("b", 0.4, float("nan"), 3))
+    rows = [row("a", 0.1, 3, 4), row("a", 0.2, 5, 6), row("a", 0.4, None, None)]
+    rows += [row("b", 0.1, 9, 2), row("b", 0.2, 2, 8), row("b", 0.4, float("nan"), 3)]
     chosen, lines = choose_rates(rows, ("a", "b"), [0.1, 0.2, 0.4])
     assert chosen == {"a": 0.2, "b": 0.1}
     assert lines[0] == "a: learning rate 0.2 (mean AP on held-out training images 0.1: 3.5, 0.2: 5.5, 0.4: diverged)"
     assert "the lowest that was tried is the best" in lines[2] and len(lines) == 3
     with pytest.raises(ConfigError, match=r"c: the loss was not finite with any learning rate of \[0.1\]"):
-        choose_rates([row("c", 0.1)], ("c",), [0.1])
+        choose_rates([row("c", 0.1, None, None)], ("c",), [0.1])
 
 
 def test_boxes_alone_are_trained_without_masks_and_the_schedule_follows_the_data(data, tmp_path):

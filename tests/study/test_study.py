@@ -262,7 +262,8 @@ def test_a_diverged_run_is_a_result_where_the_study_says_so(toy):
     study, cells = run(toy)
     diverged = [cell.name for cell in cells if cell.has_diverged()]
     assert diverged == [cell.name for cell in cells if cell.values["n"] == 1000]
-    assert all("score" in row for row in study.read_results(toy.parent / "out") if row["n"] < 1000)
+    rows = study.read_results(toy.parent / "out")
+    assert [row for row in rows if row["score"] is None] == [row for row in rows if row["n"] == 1000]
     calls = num_calls(toy)
     run(toy)
     assert num_calls(toy) == calls
@@ -322,7 +323,7 @@ def test_the_tool_reports(toy):
 
 def toy_rows(study, score):
     cells = [cell.values for cell in study.cells("out") if cell.stage == "fit"]
-    return [values | ({} if (value := score(**values)) is None else {"score": value}) for values in cells]
+    return [values | {"score": score(**values)} for values in cells]
 
 
 def written(study, rows, folder):
@@ -371,6 +372,23 @@ def test_one_seed_says_so_and_numbers_ascend(toy, tmp_path):
     assert [level["value"] for level in analysis[2]["levels"]] == [10, 100, 1000]
     assert "n 1000 has the highest score: 100.0, +99.0 (one run) against 10." in text
     assert "One run of each n: no interval" in text and "nan" not in text and "nan" not in page
+
+
+def test_levels_without_runs_of_a_result_are_left_out(toy, tmp_path):
+    head, _, report = toy.read_text().partition("results:")
+    toy.write_text(
+        f"{head}  slow:\n    axes: [n, size, seed]\n    only: {{n: [10, 1000]}}\n    needs: [fit]\n"
+        f'    command: {toy.parent}/tool.py {{folder}} {{n}} 1\n    done: "{{folder}}/result.json"\n    seconds: 3\n'
+        f"results:\n  slow: {{stage: slow, file: result.json, key: score}}{report}"
+        "  - {kind: levels, x: n, baseline: 10, y: slow}\n"
+    )
+    study = Study.load(toy)
+    rows = toy_rows(study, lambda n, size, seed: n / 10 + seed)
+    rows = [row | ({} if row["n"] == 100 else {"slow": row["n"] + row["seed"]}) for row in rows]
+    analysis, text, page = written(study, rows, tmp_path)
+    assert [level["value"] for level in analysis[-1]["levels"]] == [10, 1000]
+    assert analysis[-1]["levels"][1]["difference"] == pytest.approx(990)
+    assert "diverged" not in text + page and "no run" not in text
 
 
 def test_records_tell_what_the_page_tells(toy, tmp_path):

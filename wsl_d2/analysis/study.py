@@ -26,7 +26,7 @@ def analyse_item(item: Mapping, axes: Mapping[str, Iterable], rows: Sequence[Map
     Args:
         item: "kind" ("levels", "scaling" or "sweep") and what it needs, see :mod:`wsl_d2.study.study`.
         axes: axis -> its values.
-        rows: of runs: axis -> value, and result -> number; a run that diverged has no result.
+        rows: of runs: axis -> value, and result -> number, None of a run that diverged.
 
     Returns:
         The item and, JSON-able, what came out, None where there is no number; axes are ascending.
@@ -35,10 +35,10 @@ def analyse_item(item: Mapping, axes: Mapping[str, Iterable], rows: Sequence[Map
         RunError: no run has both x and y, or a line has too few points.
     """
     x, y = item["x"], item["y"]
-    if not any(x in row and y in row for row in rows):
+    members = [row for row in rows if x in row and y in row]
+    if all(row[y] is None for row in members):
         raise RunError(f"no run has both {x} and {y}; the stage of {y} must have the axis {x}.")
     kinds = {"levels": _levels, "scaling": _scaling, "sweep": best_of_sweep}
-    members = [row for row in rows if x in row]
     ordered = {axis: ascending(values) for axis, values in axes.items()}
     return without_nan({**item, **kinds[item["kind"]](item, ordered, members)})
 
@@ -54,8 +54,8 @@ def _points(item: Mapping, axes: Mapping[str, list], rows: Sequence[Mapping]) ->
     points = []
     for value in axes[item["x"]]:
         here = [row for row in rows if row[item["x"]] == value]
-        mean, half_width = mean_interval(row[item["y"]] for row in here if item["y"] in row)
-        diverged = sum(item["y"] not in row for row in here)
+        mean, half_width = mean_interval(row[item["y"]] for row in here if row[item["y"]] is not None)
+        diverged = sum(row[item["y"]] is None for row in here)
         points.append({"x": value, "mean": mean, "half_width": half_width, "runs": len(here), "diverged": diverged})
     return points
 
@@ -77,7 +77,7 @@ def _scaling(item: Mapping, axes: Mapping[str, list], rows: Sequence[Mapping]) -
     """A straight line over log10(x) for each series, all seeds as points, and the slopes' differences."""
     fits, lines = [], []
     for name in axes[item["series"]]:
-        members = [row for row in rows if row[item["series"]] == name and item["y"] in row]
+        members = [row for row in rows if row[item["series"]] == name and row[item["y"]] is not None]
         numbers, results = [row[item["x"]] for row in members], [row[item["y"]] for row in members]
         labels = [", ".join(f"{axis}={row[axis]}" for axis in axes if axis in row) for row in members]
         try:
@@ -114,10 +114,12 @@ def _levels(item: Mapping, axes: Mapping[str, list], rows: Sequence[Mapping]) ->
     others = [axis for axis in axes if axis != x and axis in rows[0]]
     results: dict = {value: {} for value in axes[x]}
     for row in rows:
-        if y in row:
+        if row[y] is not None:
             results[row[x]][tuple(row[axis] for axis in others)] = row[y]
     levels = []
     for point in _points(item, axes, rows):
+        if not point["runs"]:  # of a stage that this level is not run in
+            continue
         value = point.pop("x")
         gains = [result - results[baseline][key] for key, result in results[value].items() if key in results[baseline]]
         difference, half_width = mean_interval(gains)

@@ -220,17 +220,19 @@ def write_report(study: Study, rows: list[dict], analysis: list[dict], output: s
     parts.append(paragraph(study.description, "quiet"))
     places = {axis: ascending(values) for axis, values in study.axes.items()}
     rows = sorted(rows, key=lambda row: [values.index(row[axis]) for axis, values in places.items() if axis in row])
-    cells = [
-        [
-            f"{row[column]:.2f}" if column in study.results and column in row else row.get(column, "none")
-            for column in columns
-        ]
-        for row in rows
-    ]
+    cells = [[_cell(row, column, column in study.results) for column in columns] for row in rows]
     parts += ["<h2>Every run</h2>", table([study.labels.get(column, column) for column in columns], cells)]
     parts.append(f"<h2>Study file</h2><pre>{escape(study.path.read_text(encoding='utf-8'))}</pre>")
     write_atomically(output / "report.html", page(study.title, *parts))
     return output / "report.html"
+
+
+def _cell(row: dict, column: str, is_result: bool) -> str:
+    if column not in row:
+        return ""
+    if row[column] is None:
+        return "diverged"
+    return f"{row[column]:.2f}" if is_result else str(row[column])
 
 
 def write_study(study: Study, output: str | Path) -> str:

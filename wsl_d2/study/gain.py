@@ -320,8 +320,9 @@ def choose_rates(
     """
     whole = []
     for row in rows:
-        values = [0.0 if math.isnan(value) else value for name, value in row.items() if name.endswith(" AP")]
-        whole.append({**row, "AP": sum(values) / len(values)} if values else row)
+        values = [value for name, value in row.items() if name.endswith(" AP")]
+        found = [0.0 if math.isnan(value) else value for value in values if value is not None]
+        whole.append({**row, "AP": None if None in values else sum(found) / len(found)})
     item = {"series": "arm", "x": "lr", "y": "AP"}
     chosen, lines = {}, []
     for line in best_of_sweep(item, {"arm": list(sides), "lr": list(rates)}, whole)["lines"]:

@@ -340,7 +340,8 @@ class Study:
             raise StudyError(f"{cell.name} is not finished; run the study on.")
 
     def read_results(self, output: str | Path) -> list[dict]:
-        """Returns one row per combination of the axes of a result's stage: the axes' values and the results there.
+        """Returns one row per combination of the axes of a result's stage: the axes' values and the results of the runs
+        there, None of one that diverged.
 
         Raises:
             StudyError: a run is unfinished or lacks its result; the message names it.
@@ -353,8 +354,8 @@ class Study:
                     continue
                 self.check_finished(cell)
                 row = rows.setdefault(tuple(cell.values.items()), dict(cell.values))
-                if not cell.has_diverged():
-                    row[name] = _read_result(cell.folder / result["file"], result["key"])
+                diverged = cell.has_diverged()
+                row[name] = None if diverged else _read_result(cell.folder / result["file"], result["key"])
         return list(rows.values())
 
 
