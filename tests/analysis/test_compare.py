@@ -12,6 +12,7 @@ from toy_detections import random_detections, random_keypoints, random_world
 from wsl_d2.analysis import RunError, compare_runs
 from wsl_d2.coco import CocoError
 from wsl_d2.report.comparison import describe_gain, describe_settling, format_cell, write_report
+from wsl_d2.report.gains import write_gains
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {
@@ -237,6 +238,20 @@ def test_a_run_without_metrics_and_one_without_detections_can_be_compared(runs):
     (runs / "lvis.json").write_text(json.dumps(lvis))
     with pytest.raises(CocoError, match="lvis.json is in LVIS's format"):
         compare_runs(folders, runs / "lvis.json", ["imagenet"], 10)
+
+
+def test_what_differs_is_told_once_and_wraps(runs):
+    contents = json.loads((runs / "gt.json").read_text())
+    model = CONFIG["MODEL"] | {"WEIGHTS": "a/long/path/to/backbone.pth"}
+    for seed in (3, 4):
+        folder = write_run(runs / f"wsl{seed}", contents, seed, 1.0)
+        (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"MODEL": model}))
+    folders = {"imagenet": [runs / "imagenet"], "wsl": [runs / "wsl3", runs / "wsl4"]}
+    options = {"title": "t", "command": "c", "num_resamples": 20}
+    told = write_gains(folders, runs / "gt.json", ["imagenet"], runs / "report", **options)
+    assert "MODEL.WEIGHTS differs: wsl: a/long/path/to/backbone.pth; imagenet: none" in told.splitlines()
+    page = (runs / "report" / "report.html").read_text()
+    assert '<td class="text">a/long/path/to/backbone.pth</td><td class="text">none</td>' in page
 
 
 def test_the_tool_prints_the_table_and_writes_one_self_contained_page(runs):

@@ -60,6 +60,13 @@ def test_plots_have_titles_and_take_the_pages_colors():
     assert INK not in plots[0] and "currentColor" in plots[0] and ">iterations</text>" in plots[0]
 
 
+def test_a_title_beside_long_names_stays_within_the_plot():
+    with panel([], "shows", 1.5, title="scratch − imagenet_equal_views", xlabel="gain in box AP, points") as axis:
+        axis.set_yticks([0], ["classes known from hashtags alone (279)"])
+    shown = axis.figure.get_tightbbox()
+    assert 0 <= shown.x0 and shown.x1 <= 5 and shown.y1 <= axis.figure.get_figheight()
+
+
 def test_large_pictures_are_shrunk_and_small_ones_are_not():
     import base64
 

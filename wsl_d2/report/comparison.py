@@ -79,6 +79,11 @@ def describe_settling(row: dict, iou_type: str) -> str:
     return f"{goal}: " + (" or ".join(ways) if ways else "more than 1,000 runs or images a thousandfold")
 
 
+def describe_values(values: list) -> str:
+    """Returns the values of a config key in the runs of one initialization, each once."""
+    return ", ".join(dict.fromkeys(str(value) or "none" for value in values))
+
+
 def _with_interval(gain: dict, metric: str = "AP", interval: list[float] | None = None) -> str:
     if gain["gain"] != gain["gain"]:
         return _without(metric)
@@ -247,9 +252,10 @@ def _pictures(comparison: dict, image_folder: Path) -> list[str]:
 def _conditions(comparison: dict, command: str) -> list[str]:
     names = list(comparison["runs"])
     rows = [
-        [key, *(", ".join(dict.fromkeys(str(value) for value in values[name])) for name in names)]
+        [key, *(describe_values(values[name]) for name in names)]
         for key, values in comparison["initialisation"].items()
     ]
+    columns = range(1, 1 + len(names))
     provenance = {key: comparison[key] for key in ("ground_truth", "num_images", "num_resamples", "seed", "seed_sd")}
     folders = {name: run["folders"] for name, run in comparison["runs"].items()}
     if comparison["differences"]:
@@ -263,7 +269,7 @@ def _conditions(comparison: dict, command: str) -> list[str]:
         )
     return [
         f"<h2>What was held equal</h2>{held}",
-        *([paragraph("Different are:"), table(["key", *names], rows)] if rows else []),
+        *([paragraph("Different are:"), table(["key", *names], rows, columns)] if rows else []),
         f"<h2>Provenance</h2><pre>{escape(json.dumps(provenance | {'runs': folders}, indent=1))}</pre>",
         f"<pre>{escape(command)}</pre>",
     ]

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from wsl_d2.analysis import compare_runs
 from wsl_d2.analysis.records import without_nan
 from wsl_d2.files import write_atomically
-from wsl_d2.report.comparison import describe_gain, describe_settling, format_cell, write_report
+from wsl_d2.report.comparison import describe_gain, describe_settling, describe_values, format_cell, write_report
 from wsl_d2.report.plots import IOU_NAMES
 
 GAINS = "ap_gain.json"
@@ -76,6 +76,6 @@ def _as_text(comparison: dict) -> str:
         main = comparison["iou_types"][0]
         lines.append(f"  more certain ({IOU_NAMES[main]} AP): {describe_settling(row, main)}")
     for key, values in comparison["initialisation"].items():
-        lines.append(f"{key} differs: " + "; ".join(f"{n}: {', '.join(map(str, v))}" for n, v in values.items()))
+        lines.append(f"{key} differs: " + "; ".join(f"{n}: {describe_values(v)}" for n, v in values.items()))
     lines += [f"compared by force, although {line}" for line in comparison["differences"]]
     return "\n".join(lines)

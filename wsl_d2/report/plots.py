@@ -42,11 +42,13 @@ def panel(plots: list[str], shows: str, height: float = 3.3, **settings: Any) ->
         plots: list of SVGs.
         shows: what, for those who cannot see it.
         height: in inches, of a width of 5.
-        settings: of the axes, such as xlabel.
+        settings: of the axes, such as xlabel; a title is the figure's and wraps, as names beside narrow axes are long.
     """
     with matplotlib.rc_context(_RC):
         figure = Figure(figsize=(5, height), layout="constrained")
         axes = figure.subplots()
+        if title := settings.pop("title", ""):
+            figure.suptitle(title, fontsize=10, wrap=True)
         axes.set(**settings)
         yield axes
         if names := axes.get_legend_handles_labels()[1]:
