@@ -374,6 +374,15 @@ def test_one_seed_says_so_and_numbers_ascend(toy, tmp_path):
     assert "One run of each n: no interval" in text and "nan" not in text and "nan" not in page
 
 
+@pytest.mark.parametrize(("noise", "told"), [(0.5, " against 10."), (400.0, " against 10, which may be chance.")])
+def test_the_answer_about_levels_says_whether_it_may_be_chance(toy, tmp_path, noise, told):
+    toy.write_text(toy.read_text() + "  - {kind: levels, x: n, baseline: 10, y: score}\n")
+    study = Study.load(toy, {"seed": [0, 1, 2], "size": ["small"], "n": [10, 1000]})
+    _, text, _ = written(study, toy_rows(study, lambda n, size, seed: n / 10 + noise * (seed - 1) * (n > 10)), tmp_path)
+    (answer,) = (line for line in text.splitlines() if "n 1000 has the highest score" in line)
+    assert answer.strip().endswith(told)
+
+
 def test_levels_without_runs_of_a_result_are_left_out(toy, tmp_path):
     head, _, report = toy.read_text().partition("results:")
     toy.write_text(

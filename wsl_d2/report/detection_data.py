@@ -46,10 +46,14 @@ def detection_data_page(cfg: CfgNode, num_images: int) -> str:
     counts = {i: 0 for i in names}
     for row in truth.anns.values():
         counts[row["category_id"]] += not row["iscrowd"]
+    faults = [*check.errors, *check.warnings]
+    found = f"{len(check.errors)} errors and {len(check.warnings)} warnings" if faults else "no fault"
+    answer = f"{len(truth.imgs):,} images with {len(truth.anns):,} objects of {len(names):,} categories; {found}."
     return page(
         name,
+        paragraph(answer, "headline"),
+        *map(paragraph, faults),
         table(["", "count"], [[what, f"{count:,}"] for what, count in check.facts]),
-        *map(paragraph, [*check.errors, *check.warnings] or ["No fault found."]),
         "<h2>Images</h2>" + pictures(figures, 4),
         "<h2>Objects of each category</h2>",
         table(["category", "objects"], [[names[i], f"{count:,}"] for i, count in counts.items()]),

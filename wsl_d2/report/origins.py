@@ -301,7 +301,13 @@ def _labels(corpus: Corpus, stored: Concentration, vocabulary: Vocabulary) -> li
     plots: list[str] = []
     with panel(plots, "People and images of each label") as axis:
         points = seen & (stored.people > 0)
-        axis.plot(images[points], stored.people[points], ".", color=style_of(0)[0], markersize=3)
+        axis.plot(
+            images[points],
+            stored.people[points],
+            ".",
+            color=style_of(0)[0],
+            markersize=3 if points.sum() > _SHOWN else 8,
+        )
         log_ticks(axis.xaxis)
         log_ticks(axis.yaxis)
         axis.set(xlabel="images of a label", ylabel="people behind it")

@@ -53,7 +53,7 @@ th,td{padding:.3rem .45rem}table{font-size:.9rem}}
 @media print{body{max-width:none;font-size:11pt}.scroll{overflow:visible;background:none}.scroll::before{display:none}
 table{font-size:8pt}.wide table{font-size:6.5pt}.panels{grid-template-columns:1fr 1fr}
 th,td,th:first-child,td:first-child{white-space:normal;padding:.1rem .2rem;min-width:0;overflow-wrap:break-word}
-th:first-child,td:first-child{min-width:5em}
+th:first-child,td:first-child{min-width:5em;position:static}
 h2,h2+p{break-after:avoid}
 figure,tr{break-inside:avoid}}
 """

@@ -115,6 +115,8 @@ def _about_levels(item: dict) -> list[str]:
     answer = f"{item['x']} {best['value']} has the highest {y}: {_mean(best)}"
     if best["value"] != baseline:
         answer += f", {_difference(best)} against {baseline}"
+        width = best["difference_half_width"]
+        answer += ", which may be chance" if width is not None and best["difference"] <= width else ""
     if all(len(level["results"]) < 2 for level in levels):
         note = f"One run of each {item['x']}: no interval; --axis seed=0,1,2 runs more, if the study has it."
     else:

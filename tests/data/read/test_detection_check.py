@@ -277,4 +277,8 @@ def test_a_page_draws_the_annotations(tmp_path):
     )
     page = (tmp_path / "page.html").read_text()
     assert page.count("<img") == 3 and "<td>bee</td><td>4</td>" in page
-    assert "1 of 4 image files looked at have 16 bits a pixel" in page
+    answer, found = (
+        page.index('class="headline">4 images with '),
+        page.index("1 of 4 image files looked at have 16 bits"),
+    )
+    assert answer < found < page.index("<table")  # the answer first
