@@ -4,13 +4,17 @@ import subprocess
 import numpy as np
 import pytest
 import webdataset
+from command_line import wsl_d2
 from toy_data import TOY_HASHTAGS, jpeg, write_hashtag_folder
 
 from wsl_d2.data import HashtagDataset, ShardError, finish_dataset, index_shard, write_shard
 from wsl_d2.data.format.index import read_index
 from wsl_d2.data.format.labels import read_labels
+from wsl_d2.data.format.manifest import read_manifest
+from wsl_d2.data.format.tar import write_tar
 from wsl_d2.data.read.loaders import collate
 from wsl_d2.data.read.mapper import HashtagMapper
+from wsl_d2.data.write.views import make_view
 from wsl_d2.hashtags import Vocabulary, load_wordnet
 
 MAPPER = HashtagMapper(True, size=16, scale=(0.5, 1.0))
@@ -127,3 +131,22 @@ def test_mapped_arrays_are_the_same_and_own_no_memory(hashtag_folder):
             ours, theirs = getattr(mapped, name), getattr(loaded, name)
             assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
             assert not ours.flags.owndata and not ours.flags.writeable
+
+
+def test_tars_with_captions_are_labelled_by_their_words(tmp_path, toy_vocabulary):
+    """As img2dataset writes them with --caption_col."""
+    vocabulary = tmp_path / "vocabulary.json"
+    toy_vocabulary.save(vocabulary)
+    captions = ["So nice #dog#cat", "a dog without #", None]
+    (tmp_path / "set").mkdir()
+    samples = [(f"{i:09d}", jpeg(i), {"caption": text, "url": "u"}) for i, text in enumerate(captions)]
+    write_tar(tmp_path / "set" / "00000.tar", samples)
+    call = ("data", "index", tmp_path / "set", "--vocabulary", vocabulary)
+    told = wsl_d2(*call, code=2)
+    assert "0 images have a label" in told and "3 images without hashtags: no 'hashtags' in the .json" in told
+    told = wsl_d2(*call, "--caption-column", "caption")
+    assert "1 labelled images in 1 shards, 2 images without a label" in told
+    assert HashtagDataset(tmp_path / "set").index.labels.tolist() == sorted(toy_vocabulary.labels(["dog", "cat"]))
+    assert read_manifest(tmp_path / "set")["hashtags_column"] == "#caption"
+    view = make_view(tmp_path / "set", tmp_path / "view", vocabulary=toy_vocabulary)
+    assert view["num_images"] == 1

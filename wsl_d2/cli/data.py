@@ -103,7 +103,9 @@ def _index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocabulary", type=place, required=True, help="vocabulary.json, of `wsl-d2 hashtags vocabulary`"
     )
-    parser.add_argument("--hashtags-column", default="hashtags", help="name of the hashtags in the .json")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--hashtags-column", default="hashtags", help="name of the hashtags in the .json")
+    which.add_argument("--caption-column", help="name of a text in it whose #words are the hashtags, instead")
     add_runner(parser)
 
 
@@ -117,7 +119,11 @@ def index(args: argparse.Namespace) -> None:
 
     vocabulary = Vocabulary.load(args.vocabulary)
     manifest = index_shards(
-        args.folder, vocabulary, workers=runner_of(args, args.folder), hashtags_column=args.hashtags_column
+        args.folder,
+        vocabulary,
+        workers=runner_of(args, args.folder),
+        hashtags_column=args.hashtags_column,
+        caption_column=args.caption_column,
     )
     _print_dataset(args.folder, manifest)
 

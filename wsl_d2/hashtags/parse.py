@@ -36,8 +36,10 @@ def parse_hashtags(value: Any) -> list[str]:
     return [_encodable(hashtag) for hashtag in value if hashtag]
 
 
-def parse_caption(text: str | None) -> list[str]:
-    """Returns the #words of a caption, without their '#'."""
+def parse_caption(text: object) -> list[str]:
+    """Returns the #words of a caption, a text or None, without their '#'; ValueError for anything else."""
+    if text is not None and not isinstance(text, str):
+        raise ValueError("the caption is not text")
     return _WORD.findall(_encodable(text)) if text else []
 
 

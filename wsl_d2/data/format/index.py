@@ -27,8 +27,9 @@ from wsl_d2.data.format.origin import Origins
 from wsl_d2.data.format.tar import TarContent, TarImage, read_tar
 from wsl_d2.errors import ShardError
 from wsl_d2.files import write_atomically
-from wsl_d2.hashtags import parse_hashtags
+from wsl_d2.hashtags import parse_caption, parse_hashtags
 
+CAPTION = "#"  # before the name of a column of captions, whose #words are the hashtags
 _VERSION = 2
 _DAMAGE = (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 _Arrays = TypeVar("_Arrays")
@@ -59,7 +60,8 @@ class ShardIndex:
         keys: (n,) bytes, the samples' keys.
         offsets, sizes: (n,) int64, where the encoded image lies in the tar, in bytes.
         crc32: (n,) uint32 checksums of the encoded images, by which reading finds those that have changed.
-        hashtags: column of the JSON -> its hashtags. Every column that holds lists is here, and the one asked for.
+        hashtags: column of the JSON -> its hashtags. Every column that holds lists is here, and the one asked for; the
+            #words of a caption under its name behind a #.
         tar_sha256: of the whole tar, as hex digits.
         tar_bytes: its size.
         ignored: kind of member -> how many were ignored, and the first one's name.
@@ -99,7 +101,8 @@ def make_index(content: TarContent, hashtags_column: str, source: str = "") -> S
 
     Args:
         content: of :func:`wsl_d2.data.format.tar.read_tar` or ``write_tar``.
-        hashtags_column: the column of the JSON that is kept even if it holds text instead of lists.
+        hashtags_column: the column of the JSON that is kept even if it holds text instead of lists; "#caption" are the
+            #words of the text in column "caption".
         source: kept in the index.
     """
     images = content.images
@@ -126,6 +129,15 @@ def _holds_words(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
+def _parse(metadata: dict[str, Any], name: str) -> list[str]:
+    if name in metadata:
+        return parse_hashtags(metadata[name])
+    column = name.removeprefix(CAPTION)
+    if name == column or column not in metadata:
+        raise ValueError(f"no {column!r} in the .json")
+    return parse_caption(metadata[column])
+
+
 def _column(images: Iterable[TarImage], name: str) -> RawHashtags:
     rows: list[list[str]] = []
     problems: Counter[str] = Counter()
@@ -135,7 +147,7 @@ def _column(images: Iterable[TarImage], name: str) -> RawHashtags:
             problems[image.problem] += 1
         else:
             try:
-                found = parse_hashtags(image.metadata.get(name))
+                found = _parse(image.metadata, name)
             except ValueError as reason:
                 problems[str(reason)] += 1
         rows.append(found)

@@ -96,11 +96,7 @@ class Columns:
 
     def parse(self, value: Any) -> list[str]:
         """Returns the hashtags of a row; ValueError is the reason why there are none."""
-        if not self.is_caption:
-            return parse_hashtags(value)
-        if value is not None and not isinstance(value, str):
-            raise ValueError("the caption is not text")
-        return parse_caption(value)
+        return parse_caption(value) if self.is_caption else parse_hashtags(value)
 
 
 @dataclass

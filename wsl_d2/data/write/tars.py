@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsl_d2.data.format.index import index_path, read_index
+from wsl_d2.data.format.index import CAPTION, index_path, read_index
 from wsl_d2.data.format.labels import label_index, labels_path, read_labels, write_labels
 from wsl_d2.data.format.manifest import (
     MANIFEST,
@@ -73,11 +73,22 @@ def _has_content(indexing: _Indexing, tar: Path, sha256: str) -> bool:
 
 
 def index_shards(
-    folder: str | Path, vocabulary: Vocabulary, *, workers: Workers = 1, hashtags_column: str = "hashtags"
+    folder: str | Path,
+    vocabulary: Vocabulary,
+    *,
+    workers: Workers = 1,
+    hashtags_column: str = "hashtags",
+    caption_column: str | None = None,
 ) -> dict:
     """Indexes the WebDataset tars of a folder in place and finishes the dataset; the tars are not touched.
 
     Indexes that are there and whose tar has not changed are kept, so that an interrupted call can be repeated.
+
+    Args:
+        folder: of the tars, or its URL.
+        vocabulary: that decides the labels.
+        workers: see :func:`wsl_d2.data.runner.run_parts`.
+        hashtags_column, caption_column: of the JSON; hashtags are the #words of the caption if it is given.
 
     Returns:
         The manifest.
@@ -86,6 +97,8 @@ def index_shards(
         ShardError: the folder cannot be read, or is a finished dataset of another vocabulary or column; or lists every
             tar that cannot be used; or no image has a label.
     """
+    if caption_column is not None:
+        hashtags_column = CAPTION + caption_column
     store = ShardStore(folder)
     found = store.list_files() if store.is_remote else {}
     there = found.keys() if store.is_remote else store.names() if store.folder.is_dir() else set()
