@@ -240,6 +240,16 @@ def test_a_run_without_metrics_and_one_without_detections_can_be_compared(runs):
         compare_runs(folders, runs / "lvis.json", ["imagenet"], 10)
 
 
+def test_the_images_that_differ_most_are_those_of_the_runs_that_are_shown(runs):
+    contents = json.loads((runs / "gt.json").read_text())
+    write_run(runs / "other", contents, 7, 9.0, BASE_LR=0.02)
+    folders = {"imagenet": [runs / "imagenet"], "wsl": [runs / "wsl"]}
+    one = compare_runs(folders, runs / "gt.json", ["imagenet"], num_resamples=10)
+    folders["wsl"].append(runs / "other")
+    two = compare_runs(folders, runs / "gt.json", ["imagenet"], num_resamples=10)
+    assert one["gains"][0]["images"] == two["gains"][0]["images"] and one["gains"][0]["images"]["best"]
+
+
 def test_what_differs_is_told_once_and_wraps(runs):
     contents = json.loads((runs / "gt.json").read_text())
     model = CONFIG["MODEL"] | {"WEIGHTS": "a/long/path/to/backbone.pth"}

@@ -198,8 +198,8 @@ def _gains(
                 )
                 for kind in KINDS
             }
-    difference = np.mean([one.image_scores for one in after], axis=0)
-    difference -= np.mean([one.image_scores for one in before], axis=0)
+    # Of the runs whose detections are shown.
+    difference = np.subtract(evaluated[candidate][0].image_scores, evaluated[baseline][0].image_scores)
     order = np.argsort(-difference, kind="stable")
     ids = [truth.images.original(number) for number in sorted(truth.imgs)]
     row["images"] = {

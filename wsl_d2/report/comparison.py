@@ -244,8 +244,8 @@ def _pictures(comparison: dict, image_folder: Path) -> list[str]:
         parts.append(f"<h2>Images on which {escape(row['candidate'])} and {escape(row['baseline'])} differ most</h2>")
         for better, images in ((row["candidate"], row["images"]["best"]), (row["baseline"], row["images"]["worst"])):
             if images:
-                told = f"{better} is better (by the F1 of each image at a score of {SCORE_SHOWN}); click to enlarge:"
-                parts += [paragraph(told), picture_rows(comparison, image_folder, images)]
+                told = f"{better} is better (by the F1 of each image at a score of {SCORE_SHOWN}, in the first run)"
+                parts += [paragraph(f"{told}; click to enlarge:"), picture_rows(comparison, image_folder, images)]
     return parts
 
 

@@ -49,7 +49,7 @@ place-content:center}.picture[open] .frame{width:min(100vw,100vh*var(--ratio))}
 white-space:nowrap}.box.low b{bottom:auto;top:0}.box.right b{left:auto;right:-2px}
 .picture[open] .box{border-width:3px}.picture[open] .box b{font-size:15px;line-height:19px}
 @media screen and (max-width:640px){.pictures{grid-template-columns:1fr 1fr}.wide::before{display:block}
-th,td{padding:.3rem .45rem}table{font-size:.9rem}}
+th,td{padding:.3rem .45rem}table{font-size:.9rem}.scroll:not(.wide) td{white-space:normal}}
 @media print{body{max-width:none;font-size:11pt}.scroll{overflow:visible;background:none}.scroll::before{display:none}
 table{font-size:8pt}.wide table{font-size:6.5pt}.panels{grid-template-columns:1fr 1fr}
 th,td,th:first-child,td:first-child{white-space:normal;padding:.1rem .2rem;min-width:0;overflow-wrap:break-word}

@@ -160,7 +160,8 @@ class GainStudy:
         }
         if seed_sd is not None:
             report["seed_sd"] = seed_sd
-        title = f"What {self.question.candidate[0]} adds to {self.question.baseline[0]} on {self.question.val.name}"
+        val = self.question.val
+        title = f"What {self.question.candidate[0]} adds to {self.question.baseline[0]} on {val.parent.name}/{val.name}"
         return self._write(self.output / "gain.yaml", title, axes, ["SEED", "{seed}", "@arm"], [report], {})
 
     def _write(
