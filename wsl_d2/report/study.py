@@ -156,7 +156,8 @@ def _about_growth(item: dict) -> list[str]:
     for row in item["differences"]:
         sentences.append(
             f"The slope of {row['series']} is {_change(row['slope_difference'], *row['interval'])} steeper than that "
-            f"of {row['than']} (p = {row['p_value']:.3f})."
+            f"of {row['than']} (p = {row['p_value']:.3f}); four in five such studies find a difference of "
+            f"{row['detectable']:.1f}."
         )
     if all(point["runs"] < 2 for line in item["lines"] for point in line["points"]):
         sentences.append("One run at each place: the intervals are of the scatter about the lines.")
