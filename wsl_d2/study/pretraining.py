@@ -197,8 +197,13 @@ def _make_shards(
     """Returns the folder of a finished dataset of these labels."""
     if not posts:
         if not (photos / MANIFEST).is_file():
-            names = {"hashtags_column": columns.hashtags_column, "caption_column": columns.caption_column}
-            index_shards(photos, vocabulary, workers=workers, **names)
+            index_shards(
+                photos,
+                vocabulary,
+                workers=workers,
+                hashtags_column=columns.hashtags_column,
+                caption_column=columns.caption_column,
+            )
         elif read_manifest(photos)["vocabulary_checksum"] != vocabulary.checksum:
             make_view(photos, output / "shards", vocabulary=vocabulary, workers=workers)
             return output / "shards"
