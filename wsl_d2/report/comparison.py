@@ -242,6 +242,8 @@ def _pictures(comparison: dict, image_folder: Path) -> list[str]:
             if images:
                 told = f"{better} is better (by the F1 of each image at a score of {SCORE_SHOWN}, in the first run)"
                 parts += [paragraph(f"{told}; click to enlarge:"), picture_rows(comparison, image_folder, images)]
+        if len(parts) == 1:
+            parts.append(paragraph(f"None differs at a score of {SCORE_SHOWN}, in the first run of each."))
     return parts
 
 
