@@ -108,7 +108,7 @@ DEEP = Image.fromarray(np.full((HEIGHT, WIDTH), 30_000, np.uint16))
 FAULTS = {
     "missing file": (None, lambda d: (d / "2.jpg").unlink(), {}, True, r"are not in .*data \(2.jpg\): copy"),
     "pipe": (
-        None, lambda d: ((d / "2.jpg").unlink(), os.mkfifo(d / "2.jpg")), {}, True, "1 of 4 .* be read .*not a regular"),
+        None, lambda d: ((d / "2.jpg").unlink(), os.mkfifo(d / "2.jpg")), {}, True, "1 of 4 .* be read .*a regular"),
     "no image": (None, lambda d: (d / "2.jpg").write_text("<html>"), {}, True, r"1 of 4 .* be read \(2.jpg \(no image"),
     "cut off": (None, lambda d: (d / "2.jpg").write_bytes(jpeg(2, (64, 48))[:-99]), {}, True, r"2.jpg \(image file is"),
     "turned by EXIF": (
