@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from wsl_d2.analysis.scaling import compare_growth, fit_log_linear, fit_saturating
+from wsl_d2.analysis.scaling import compare_growth, compare_slopes, fit_log_linear, fit_saturating
 
 IMAGES = np.array([2e6, 2e7, 9e7, 9.4e8, 3.5e9])
 
@@ -29,6 +29,20 @@ def test_intervals_hold_what_they_promise():
             low, high = fit.predict(3.5e10)[1]
             predictions += low <= 10 + 2 * np.log10(3.5e10) + rng.normal(0, 0.5) <= high
         assert 0.93 < slopes / studies < 0.97 and 0.93 < predictions / studies < 0.97
+
+
+def test_four_in_five_studies_find_the_difference_that_they_name():
+    rng, images, studies = np.random.default_rng(0), np.repeat([10, 100, 1000], 5), 2000
+    detectable = 2.0  # settles at the mean of what the studies name
+
+    def study(true_difference: float) -> dict:
+        lines = [slope * np.log10(images) + rng.normal(0, 0.5, 15) for slope in (1, 1 + true_difference)]
+        return compare_slopes(*(fit_log_linear(images, line) for line in lines))
+
+    for _ in range(3):
+        detectable = float(np.mean([study(detectable)["detectable"] for _ in range(500)]))
+    found = np.mean([study(detectable)["p_value"] < 0.05 for _ in range(studies)])
+    assert 0.76 < found < 0.84
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The AP gain with its interval on synthetic results of val2017's size: CPU seconds, and equality with pycocotools.
+"""The AP gain with its interval on synthetic results of val2017's size: seconds, and equality with pycocotools.
 
 Ground truth and detections are random boxes, their masks octagons; the baseline's detections are
 less exact than the candidate's.
@@ -7,7 +7,9 @@ less exact than the candidate's.
 import argparse
 import contextlib
 import io
+import os
 import time
+from collections.abc import Iterator
 
 import numpy as np
 from pycocotools import mask as mask_api
@@ -84,19 +86,24 @@ def main(arguments: list[str] | None = None) -> None:
     coco = as_ground_truth(make_ground_truth(args, rng))
     sides = [make_detections(args, coco, rng, jitter) for jitter in (0.10, 0.08)]
     counts = draw_counts(args.images, args.resamples, 0)
-    seconds = {"evaluation by pycocotools": 0.0, "resampling": 0.0, "dAP of errors, resampled": 0.0}
+    seconds: dict[str, np.ndarray] = {}
+
+    @contextlib.contextmanager
+    def timed(name: str) -> Iterator[None]:
+        start = np.array([time.perf_counter(), time.process_time()])
+        yield
+        spent = np.array([time.perf_counter(), time.process_time()]) - start
+        seconds[name] = seconds.get(name, np.zeros(2)) + spent
+
     for iou_type in ("bbox", "segm"):
         found = []
         for detections in sides:
-            start = time.process_time()
-            evaluation = evaluate(coco, detections, iou_type)
-            seconds["evaluation by pycocotools"] += time.process_time() - start
-            start = time.process_time()
-            found.append(bootstrap_evaluation(evaluation, counts))
-            seconds["resampling"] += time.process_time() - start
-            start = time.process_time()
-            error_dap(evaluation, counts)
-            seconds["dAP of errors, resampled"] += time.process_time() - start
+            with timed("evaluation by pycocotools"):
+                evaluation = evaluate(coco, detections, iou_type)
+            with timed("resampling"):
+                found.append(bootstrap_evaluation(evaluation, counts))
+            with timed("dAP of errors, resampled"):
+                error_dap(evaluation, counts)
             with contextlib.redirect_stdout(io.StringIO()):
                 evaluation.summarize()
             theirs = 100 * evaluation.stats[:6]
@@ -104,17 +111,16 @@ def main(arguments: list[str] | None = None) -> None:
             print(
                 f"{iou_type}: AP {theirs[0]:.3f}, at most {max(differences):.1e} points from pycocotools in 6 metrics"
             )
-        start = time.process_time()
-        gain = gain_between(found[:1], found[1:])["AP"]
-        gains_by("classes", found[:1], found[1:])
-        seconds["resampling"] += time.process_time() - start
+        with timed("resampling"):
+            gain = gain_between(found[:1], found[1:])["AP"]
+            gains_by("classes", found[:1], found[1:])
         same = gain_between(found[:1], found[:1])["AP"]
         low, high = gain["interval"]
         print(f"{iou_type}: gain {gain['gain']:+.2f} [{low:+.2f}, {high:+.2f}]; identical runs {same['gain']:g}")
-    times = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    times = ", ".join(f"{name} {wall:.1f} ({of_cpu:.1f})" for name, (wall, of_cpu) in seconds.items())
     print(
         f"two runs of {args.images:,} images, {args.objects:,} objects, {args.images * args.detections:,} detections, "
-        f"box and mask, {args.resamples:,} resamples, CPU seconds: {times}"
+        f"box and mask, {args.resamples:,} resamples, seconds on {os.cpu_count()} cores (of CPU): {times}"
     )
 
 

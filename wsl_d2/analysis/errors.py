@@ -131,9 +131,6 @@ def _classify(evaluation: COCOeval, tables: list[_Table]) -> None:
     order = np.lexsort((-scores, places))  # stable: by image, then by falling score
     shapes: list | np.ndarray = [evaluation.cocoDt.anns[number][part] for number in ids[order].tolist()]
     wrong_of, wrong_at = classes[order], np.searchsorted(places[order], np.arange(len(params.imgIds) + 1))
-    kinds = np.full(len(order), KINDS.index("background"))
-    would_find = np.zeros(len(order), bool)
-
     class_place, image_place = ({n: i for i, n in enumerate(numbers)} for numbers in (params.catIds, params.imgIds))
     objects = [
         (image_place[image], class_place[category], g)
@@ -145,44 +142,57 @@ def _classify(evaluation: COCOeval, tables: list[_Table]) -> None:
     object_of = np.array([k for _, k, _ in objects], int)
     object_at = np.searchsorted([place for place, _, _ in objects], np.arange(len(params.imgIds) + 1))
     targets: list | np.ndarray = [g[part] for _, _, g in objects]
-    found_ids = {number for table in tables for number in table.found}
-    found = np.array([g["id"] in found_ids for _, _, g in objects], bool)
-    near = found.copy()
     if part == "bbox":
         shapes, targets = (np.fromiter(chain.from_iterable(boxes), float).reshape(-1, 4) for boxes in (shapes, targets))
 
+    # Pairs of a wrong detection and an object that overlap enough to say something, by detection and then by object.
+    pairs = [(np.zeros(0, int), np.zeros(0, int), np.zeros(0))]
     for place in range(len(params.imgIds)):
         wrong, ground = slice(*wrong_at[place : place + 2]), slice(*object_at[place : place + 2])
-        if wrong.start == wrong.stop or ground.start == ground.stop:
-            continue
-        overlaps = np.asarray(mask_api.iou(shapes[wrong], targets[ground], [0] * (ground.stop - ground.start)))
-        same = wrong_of[wrong, None] == object_of[ground]
-        own, other = np.where(same, overlaps, 0.0), np.where(same, 0.0, overlaps)
-        best_own, best_other = own.max(axis=1), other.max(axis=1)
-        near_own = best_own >= _BACKGROUND
-        kinds[wrong] = np.select(
-            [near_own & (best_own < _FOREGROUND), near_own, best_other >= _FOREGROUND, best_other >= _BACKGROUND],
-            [KINDS.index(kind) for kind in ("localization", "duplicate", "classification", "both")],
-            KINDS.index("background"),
-        )
-        for name, overlap in (("localization", own), ("classification", other)):
-            rows = np.flatnonzero(kinds[wrong] == KINDS.index(name))
-            aims, first = np.unique(overlap[rows].argmax(axis=1), return_index=True)
-            near[ground.start + aims] = True
-            is_free = ~found[ground.start + aims]
-            for aim, row in zip(aims[is_free], wrong.start + rows[first[is_free]], strict=True):
-                if name == "localization":
-                    would_find[row] = True
-                else:
-                    tables[object_of[ground.start + aim]].additions.append((place, float(scores[order[row]])))
+        if wrong.start < wrong.stop and ground.start < ground.stop:
+            overlaps = np.asarray(mask_api.iou(shapes[wrong], targets[ground], [0] * (ground.stop - ground.start)))
+            row, aim = np.nonzero(overlaps >= _BACKGROUND)
+            pairs.append((wrong.start + row, ground.start + aim, overlaps[row, aim]))
+    row, aim, overlap = map(np.concatenate, zip(*pairs, strict=True))
+    is_own = wrong_of[row] == object_of[aim]
+    own, own_aim = _best(row[is_own], aim[is_own], overlap[is_own], len(order))
+    other, other_aim = _best(row[~is_own], aim[~is_own], overlap[~is_own], len(order))
+    kinds = np.select(
+        [(own > 0) & (own < _FOREGROUND), own > 0, other >= _FOREGROUND, other > 0],
+        [KINDS.index(kind) for kind in ("localization", "duplicate", "classification", "both")],
+        KINDS.index("background"),
+    )
+
+    found_ids = {number for table in tables for number in table.found}
+    found = np.array([g["id"] in found_ids for _, _, g in objects], bool)
+    object_image = np.array([place for place, _, _ in objects], int)
+    near, would_find = found.copy(), np.zeros(len(order), bool)
+    for name, aims in (("localization", own_aim), ("classification", other_aim)):
+        rows = np.flatnonzero(kinds == KINDS.index(name))
+        aimed_at, first = np.unique(aims[rows], return_index=True)  # the first has the highest score of its image
+        near[aimed_at] = True
+        is_free = ~found[aimed_at]
+        rows, aimed_at = rows[first[is_free]], aimed_at[is_free]
+        if name == "localization":
+            would_find[rows] = True
+        else:
+            for k, image, score in zip(object_of[aimed_at], object_image[aimed_at], scores[order[rows]], strict=True):
+                tables[k].additions.append((int(image), float(score)))
 
     position = np.argsort(order)  # of each wrong detection, class after class
     start = 0
-    for _, table, _, rows in used:
+    for k, table, plain, rows in used:
         here = position[start : start + len(rows)]
         table.kind[rows], table.would_find[rows] = kinds[here], would_find[here]
         start += len(rows)
-    for (place, k, _), is_near in zip(objects, near, strict=True):
-        plain = tables[k].plain
-        if not is_near and plain is not None:
-            tables[k].num_missed[np.searchsorted(plain.images, place)] += 1
+        missed = np.searchsorted(plain.images, object_image[~near & (object_of == k)])
+        table.num_missed += np.bincount(missed, minlength=len(plain.images))
+
+
+def _best(row: np.ndarray, aim: np.ndarray, overlap: np.ndarray, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """(num_rows,) each row's largest overlap, 0 where there is none, and the first of its aims that has it."""
+    order = np.lexsort((aim, -overlap, row))
+    rows, first = np.unique(row[order], return_index=True)
+    best, best_aim = np.zeros(num_rows), np.zeros(num_rows, int)
+    best[rows], best_aim[rows] = overlap[order[first]], aim[order[first]]
+    return best, best_aim

@@ -79,7 +79,7 @@ def fit_log_linear(
 
 def compare_slopes(first: LogLinearFit, second: LogLinearFit) -> dict:
     """By how much the second line is steeper, with Welch's degrees of freedom: "slope_difference", its 95% "interval",
-    and a two-sided "p_value"."""
+    a two-sided "p_value", and the difference that runs like these find, at 5%, in 80% of such studies: "detectable"."""
     difference = second.slope_per_decade - first.slope_per_decade
     freedom = [fit.num_points - 2 for fit in (first, second)]
     errors = [(fit.slope_interval[1] - fit.slope_per_decade) / _t(fit.num_points) for fit in (first, second)]
@@ -90,6 +90,7 @@ def compare_slopes(first: LogLinearFit, second: LogLinearFit) -> dict:
         "slope_difference": difference,
         "interval": (difference - width, difference + width),
         "p_value": float(2 * stats.t.sf(abs(difference) / error, pooled)) if error else 0.0,
+        "detectable": width + float(stats.t.ppf(0.8, pooled)) * error,
     }
 
 

@@ -9,7 +9,7 @@ from wsl_d2.analysis.ap_gain import METRICS, SIZES
 from wsl_d2.analysis.gain import shown_interval
 from wsl_d2.analysis.records import RunError, read_metrics
 from wsl_d2.files import write_atomically
-from wsl_d2.report.numbers import mean_and_spread, signed, with_interval
+from wsl_d2.report.numbers import mean_and_spread, p_value, signed, with_interval
 from wsl_d2.report.page import escape, page, panels, paragraph, table
 from wsl_d2.report.pictures import SCORE_SHOWN, picture_rows
 from wsl_d2.report.plots import IOU_NAMES, plot_curves, plot_errors, plot_gains, plot_groups, plot_precision
@@ -83,10 +83,6 @@ def _with_interval(gain: dict, metric: str = "AP", interval: list[float] | None 
     if gain["gain"] != gain["gain"]:
         return _without(metric)
     return with_interval(gain["gain"], *(interval or shown_interval(gain)))
-
-
-def _p_value(value: float | None) -> str:
-    return "" if value is None or value != value else "< 0.002" if value < 0.002 else f"{value:.3f}"
 
 
 def write_report(
@@ -173,7 +169,7 @@ def _tables(comparison: dict) -> list[str]:
             for t, m in lines
         ]
         rows += [
-            [f"p of {IOU_NAMES[t]} AP", *(_p_value(row[t]["AP"][p]) for row, _, p, _ in columns)] for t in iou_types
+            [f"p of {IOU_NAMES[t]} AP", *(p_value(row[t]["AP"][p]) for row, _, p, _ in columns)] for t in iou_types
         ]
         parts.append(table(["gain", *(f"{_about(row)}, {name}" for row, _, _, name in columns)], rows))
         parts.append(paragraph("In brackets 95% intervals; p values are two-sided.", "quiet"))

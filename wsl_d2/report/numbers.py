@@ -17,3 +17,8 @@ def with_interval(value: float, low: float, high: float) -> str:
 def mean_and_spread(mean: float, spread: float | None) -> str:
     """Returns "26.7 ± 0.4", or "26.7" without a spread, such as a standard deviation or half an interval's width."""
     return f"{mean:.1f}" + (f"\u00a0±\u00a0{spread:.1f}" if spread is not None else "")
+
+
+def p_value(value: float | None) -> str:
+    """Returns "0.034", "< 0.002", below which a thousand resamples tell nothing, or "" where there is none."""
+    return "" if value is None or value != value else "< 0.002" if value < 0.002 else f"{value:.3f}"

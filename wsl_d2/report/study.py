@@ -14,7 +14,7 @@ from wsl_d2.analysis.records import without_nan
 from wsl_d2.analysis.study import analyse_item, ascending
 from wsl_d2.files import write_atomically
 from wsl_d2.report.gains import write_gains
-from wsl_d2.report.numbers import mean_and_spread, signed, with_interval
+from wsl_d2.report.numbers import mean_and_spread, p_value, signed, with_interval
 from wsl_d2.report.page import escape, page, panels, paragraph, table
 from wsl_d2.report.plots import INK, QUIET, log_ticks, panel, style_of
 from wsl_d2.study.study import Cell, Study
@@ -62,7 +62,7 @@ def table_of_item(item: dict) -> tuple[list[str], list[list[str]]]:
                 str(level["value"]),
                 _mean(level),
                 "" if level["value"] == item["baseline"] else _difference(level),
-                "" if level["p_value"] is None else f"{level['p_value']:.3f}",
+                p_value(level["p_value"]),
             ]
             for level in item["levels"]
         ]
@@ -135,6 +135,11 @@ def _about_sweep(item: dict) -> list[str]:
     return [f"Best {_name(item, 'x')} by {_name(item, 'y')}: {', '.join(found)}.", *notes]
 
 
+def _equals(value: float) -> str:
+    text = p_value(value)
+    return text if text.startswith("<") else f"= {text}"
+
+
 def _about_growth(item: dict) -> list[str]:
     x, y = _name(item, "x"), _name(item, "y")
     sentences = []
@@ -156,7 +161,8 @@ def _about_growth(item: dict) -> list[str]:
     for row in item["differences"]:
         sentences.append(
             f"The slope of {row['series']} is {_change(row['slope_difference'], *row['interval'])} steeper than that "
-            f"of {row['than']} (p = {row['p_value']:.3f})."
+            f"of {row['than']} (p {_equals(row['p_value'])}); four in five such studies find a difference of "
+            f"{row['detectable']:.1f}."
         )
     if all(point["runs"] < 2 for line in item["lines"] for point in line["points"]):
         sentences.append("One run at each place: the intervals are of the scatter about the lines.")
