@@ -21,7 +21,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line; number options not given are None."""
     default = WorldOptions()
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
-    parser = argparse.ArgumentParser(description="Prepare the mini-world, or what is missing of it.")
+    parser = argparse.ArgumentParser(
+        description="Prepares the mini-world, or what is missing of it.\n\n"
+        "    datasets/prepare_miniworld.py --tiny --output datasets/miniworld_tiny",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--output", type=Path, default=root / "miniworld", help="folder to fill [%(default)s]")
     parser.add_argument("--tiny", action="store_true", help="a few dozen images, for tests; other options still hold")
     parser.add_argument("--num-workers", type=int, default=_num_cores(), help="rendering processes [%(default)s]")

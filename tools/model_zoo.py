@@ -1,5 +1,10 @@
 #!/usr/bin/env python3
-"""Prints the table of backbones of README.md from the code: parameters, multiply-adds, public weights."""
+"""Prints the table of backbones of README.md from the code: parameters, multiply-adds, public weights.
+
+tools/model_zoo.py
+"""
+
+import argparse
 
 from wsl_d2.checkpoint import WSL_WEIGHTS
 from wsl_d2.modeling import RESNEXT_ARCHITECTURES, count_complexity
@@ -30,4 +35,5 @@ def table() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(table())

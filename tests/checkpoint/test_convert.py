@@ -181,6 +181,22 @@ def test_features_that_are_not_finite_differ():
     assert convert._difference(a, a) == 0 and convert._difference(torch.zeros(3), torch.zeros(3)) == 0
 
 
+@pytest.mark.parametrize("layer", ["", "res5.0.conv3.norm.", "stem.conv1.norm."])
+def test_weights_that_tell_no_image_from_another_are_verified_as_nothing(small_file, tmp_path, layer):
+    """Zeros are finite, complete and equal to themselves; a comparison of what they give says nothing."""
+    tensors = {name: t * (not name.startswith(layer)) for name, t in tensors_of(small_file).items()}
+    if layer.startswith("res5"):  # the other block's and the shortcut's, too
+        tensors = {name: t * ("res5" not in name or "norm" not in name) for name, t in tensors.items()}
+    torch.save(tensors, tmp_path / "dead.pth")
+    options = ["--source-input-format", "RGB", "--source-pixel-mean", 1, 1, 1, "--source-pixel-std", 1, 1, 1]
+    words = ["weights", "convert", tmp_path / "dead.pth", tmp_path / "x.pth", *options]
+    printed = wsl_d2(*words, "--verify", "--image-size", 64, code=2)
+    stage = "res5" if layer.startswith("res5") else "res2"
+    assert f"dead.pth gives the same {stage} for different images" in printed and printed.count("\n") == 1
+    assert not (tmp_path / "x.pth").exists()
+    wsl_d2(*words)
+
+
 def test_nothing_is_written_unless_the_networks_agree(small_file, tmp_path, monkeypatch):
     (tmp_path / "x.pth").write_text("mine")
     monkeypatch.setattr(convert, "_difference", lambda a, b: float("nan"))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from wsl_d2.cli.main import main
-from wsl_d2.cli.verb import read_user_text
+from wsl_d2.cli.main import VERBS, main
+from wsl_d2.cli.verb import Parser, read_user_text
 
 
 def answer(capsys, *words) -> str:
@@ -87,6 +87,20 @@ def test_paths_and_options_that_would_be_taken_for_something_else(capsys, words,
     monkeypatch.chdir(tmp_path)
     assert told in answer(capsys, *words.replace("predict=", "predict").split())
     assert not list(tmp_path.iterdir())
+
+
+def test_the_help_shows_every_default(capsys):
+    shown = 0
+    for entry in VERBS.values():
+        for verb in entry[1].values() if isinstance(entry, tuple) else [entry]:
+            parser = Parser(prog="wsl-d2")
+            verb.arguments(parser)
+            text = " ".join(parser.format_help().split())
+            for action in parser._actions:
+                if type(action.default) in (int, float):
+                    assert f"{action.help} (default: {action.default})" in text, action.option_strings
+                    shown += action.default == 0
+    assert shown > 5  # 0 is a default, too
 
 
 def test_a_tilde_that_the_shell_left_is_the_home(capsys, tmp_path, monkeypatch):

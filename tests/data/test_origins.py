@@ -81,7 +81,16 @@ def test_origins_are_columns_of_every_kind_of_table(tmp_path, kind):
     (chunk,) = read_posts(str(path), kind, **COLUMNS)
     assert chunk.origins == EXPECTED and chunk.keys.to_pylist() == ["1", "2", "3"]
     with pytest.raises(UserError, match="nobody"):
-        list(read_posts(str(path), "parquet" if kind == "parquet" else "csv", user_column="nobody"))
+        list(read_posts(str(path), kind, user_column="nobody"))
+
+
+def test_a_column_of_json_that_no_row_has_is_named(tmp_path):
+    path = write_rows(tmp_path, "jsonl")
+    with pytest.raises(UserError, match="posts.jsonl has no column 'nobody'; it has .*'who'.* Choose one with --user-"):
+        next(read_posts(str(path), "jsonl", user_column="nobody"))
+    path.write_text('{"key": "0", "hashtags": "dog"}\n' + path.read_text())  # one row without it is an unknown origin
+    (chunk,) = read_posts(str(path), "jsonl", **COLUMNS)
+    assert chunk.origins == [Origin(), *EXPECTED]
 
 
 @pytest.mark.parametrize(("columns", "places"), [(25, (1, 3, 5, 10, 12, 13)), (23, (0, 1, 3, 8, 10, 11))])

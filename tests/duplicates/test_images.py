@@ -1,6 +1,7 @@
 """Which images a folder, a dataset or a COCO file holds: links, what systems leave, nothing at all, fingerprints."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -41,6 +42,17 @@ def test_what_systems_and_editors_leave_is_counted(folder):
         "folder __MACOSX": 1,
         "hidden file": 2,
     }
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_is_counted_and_where_it_is_listed_named(folder, tmp_path):
+    photos = folder("pre", "a.jpg")
+    os.mkfifo(photos / "b.jpg")
+    images = open_images(photos)
+    assert keys(images) == ["a.jpg"] and images.skipped == {"file that is none": 1}
+    (tmp_path / "coco.json").write_text(json.dumps({"images": [{"file_name": "b.jpg"}]}))
+    with pytest.raises(OSError, match="not a regular file"):
+        keys(open_images(photos, tmp_path / "coco.json"))
 
 
 def test_links_are_followed_once(folder):

@@ -311,7 +311,7 @@ def _torchvision_file(name: str) -> _PublicFile:
 @functools.cache  # once per process
 def _warn_of_licence() -> None:
     logger.warning(
-        "wsl:// weights are licensed under CC-BY-NC 4.0 (not for commercial use). They are of Facebook (Meta), "
+        "wsl:// weights are licensed under CC-BY-NC 4.0 (not for commercial use). They were made by Facebook (Meta), "
         "pretrained on hashtagged Instagram images and fine-tuned on ImageNet-1k."
     )
 

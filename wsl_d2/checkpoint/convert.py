@@ -203,6 +203,7 @@ def compare_files(
 
     Raises:
         IncompleteLoadError: tensors are missing, left over, of another shape, or not finite.
+        WeightsError: a stage gives the same features for all images.
     """
     images = torch.randn(num_images, 3, size, size, generator=torch.Generator().manual_seed(seed))
     outputs, used = [], []
@@ -219,6 +220,11 @@ def compare_files(
         is_bgr = (order or (file.statistics(prefix) or {}).get("input_format")) == "BGR"
         assert network is not None
         features = stage_features(network, images.flip(1) if is_bgr else images)
+        if dead := [stage for stage, values in features.items() if num_images > 1 and (values == values[:1]).all()]:
+            raise WeightsError(
+                f"{file.path} gives the same {dead[0]} for different images, as weights of zeros do: nothing can be "
+                "compared; give the file of a trained network"
+            )
         if head and "logits" not in features:
             pooled = features["res5"].mean(dim=(2, 3))
             features["logits"] = nn.functional.linear(pooled, *(backbone.head[n].float() for n in ("weight", "bias")))
@@ -270,7 +276,7 @@ def convert_file(
     Raises:
         IncompleteLoadError: the source is no checkpoint, or its backbone is not whole and finite.
         WeightsError: it strides where ``to`` does not, its pixel statistics are unknown, the target cannot be written,
-            or the networks differ.
+            the networks differ, or they give the same for all images.
     """
     if to not in TARGET_FORMATS:
         raise WeightsError(f"weights are written for {', '.join(TARGET_FORMATS)}, not for {to!r}")

@@ -34,7 +34,7 @@ def _shrinking_of(args: argparse.Namespace):
 
 
 def _make_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("posts", type=place, nargs="+", help="files or URLs of posts")
+    parser.add_argument("posts", type=place, nargs="+", help="files, folders, glob patterns or URLs of posts")
     parser.add_argument(
         "--images",
         type=place,

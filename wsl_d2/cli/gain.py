@@ -50,7 +50,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=local_path, required=True, help="folder of all results")
     parser.add_argument("--seeds", type=positive, default=3, help="trainings of each side; 1 says nothing about others")
-    parser.add_argument("--budget", type=budget, default="1x", help="length of a training, for the size of the data")
+    parser.add_argument(
+        "--budget",
+        type=budget,
+        default="1x",
+        help="length of a training: 1x, 2x, 3x, ... of what suits the size of the data",
+    )
     parser.add_argument("--iterations", type=positive, help="the length in steps instead")
     parser.add_argument("--batch-size", type=positive, help="images a step; the config's if left out")
     parser.add_argument("--short-side", type=positive, help="pixels of resized images; the config's if left out")
@@ -60,7 +65,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--architecture", help="of the backbone; that of the weights if left out")
     parser.add_argument("--config-file", default="Base-RCNN-FPN.yaml", metavar="FILE", help="detector of both sides")
     parser.add_argument(
-        "--learning-rates", type=rates, default=(), help="of which each side gets its best, as 0.02,0.01; 4 if left out"
+        "--learning-rates",
+        type=rates,
+        default=(),
+        help="rates to try, as 0.02,0.01; each side gets its best; 4 if left out",
     )
     parser.add_argument("--seed-sd", type=float, help="AP between trainings to assume, for a side with one alone")
     parser.add_argument("--num-gpus", type=int, help="of each run; all of this machine if left out, 0 for the CPU")

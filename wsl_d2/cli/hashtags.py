@@ -28,15 +28,17 @@ def show_posts(paths: list[str], args: argparse.Namespace) -> None:
     """Prints the first posts as they are read.
 
     Args:
-        paths: files or URLs.
+        paths: files, folders, glob patterns or URLs.
         args: of :func:`add_columns`.
 
     Raises:
         PostsError: they cannot be read, or hold no hashtag.
     """
+    from wsl_d2.data.posts.files import find_files
     from wsl_d2.data.posts.readers import detect_post_format, first_rows
 
-    files = ((path, detect_post_format(path) if args.format == "auto" else args.format) for path in paths)
+    found_files = find_files(paths)
+    files = ((path, detect_post_format(path) if args.format == "auto" else args.format) for path in found_files)
     found = first_rows(files, args.key_column, args.hashtags_column, args.caption_column)
     print("the first posts as read, key: hashtags", flush=True)
     for key, hashtags in found:
@@ -84,9 +86,9 @@ def count(args: argparse.Namespace) -> None:
     Reads YFCC100M's metadata, Parquet, JSON lines and lists, CSV, SQLite and WebDataset tars, local or by URL. Every
     row is accounted for: a post, no image, or in rejected/ with the reason.
     """
-    from wsl_d2.data.posts.count import CountOptions, count_hashtags, find_files
+    from wsl_d2.data.posts.count import CountOptions, count_hashtags
 
-    show_posts(list(find_files(args.posts)), args)
+    show_posts(args.posts, args)
     options = CountOptions(args.format, args.key_column, args.hashtags_column, args.caption_column)
     manifest = count_hashtags(args.posts, args.output, options, workers=runner_of(args, args.output))
     rows = manifest["rows"]

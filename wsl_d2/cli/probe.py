@@ -28,7 +28,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", required=True, help="registered dataset with one label an image")
     parser.add_argument("--test", required=True, help="registered dataset of the same classes")
     parser.add_argument("--output", type=local_path, required=True, help="folder for features and results")
-    parser.add_argument("--l2", type=float, help="strength of the regulariser; chosen on held-out images if left out")
+    parser.add_argument("--l2", type=float, help="strength of the regularizer; chosen on held-out images if left out")
     parser.add_argument(
         "--l2-grid", type=numbers(float), help="strengths to choose from, 1e-4,1e-3,1e-2; 1e-8 to 10 if left out"
     )
@@ -40,12 +40,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def probe(args: argparse.Namespace) -> None:
-    """Linear probe: L2-regularised logistic regression on the features of a frozen backbone.
+    """Linear probe: L2-regularized logistic regression on the features of a frozen backbone.
 
     wsl-d2 probe --config-file configs/Hashtag-Pretraining/miniworld_wsl.yaml --weights output/wsl/backbone.pth \\
         --train miniworld_clean_train --test miniworld_clean_val --output output/probe_wsl [KEY VALUE ...]
 
-    Features are extracted once and kept in --output; the strength of the regulariser is chosen on a held-out part of
+    Features are extracted once and kept in --output; the strength of the regularizer is chosen on a held-out part of
     the training images. With --shots the probe is repeated with that many training images a class, once per seed.
     Writes probe.json, and classes.csv with the accuracy of each class.
     """

@@ -46,7 +46,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
     """Keeps line breaks, and shows the default of every option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, "", (), [], argparse.SUPPRESS) or not action.option_strings:
+        default = action.default
+        if default in (None, "", (), [], argparse.SUPPRESS) or default is False or not action.option_strings:
             return action.help
         return super()._get_help_string(action)
 

@@ -66,7 +66,8 @@ def convert(args: argparse.Namespace) -> None:
     wsl-d2 weights convert detector/model_final.pth mine.pth --prefix modelTeacher       # the backbone inside
 
     --verify builds both networks, each by its scheme's own library, runs them on the same random images and prints the
-    largest difference per stage; above --tolerance nothing is written.
+    largest difference per stage; above --tolerance, or if they give the same for all images, as weights of zeros do,
+    nothing is written.
     """
     from wsl_d2.checkpoint import convert_file
 

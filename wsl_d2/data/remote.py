@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from wsl_d2.errors import UserError
+from wsl_d2.files import open_regular
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds between two attempts
 _NO_ANSWER = 60.0  # seconds without data after which a connection counts as lost
@@ -102,7 +103,8 @@ _file_systems: dict[str, Any] = {}
 def read_bytes(place: str, attempts: int = 4) -> bytes:
     """Returns the content of a local file or of a URL; for errors see :func:`retry`."""
     if not is_url(place):
-        return Path(place).read_bytes()
+        with open_regular(place) as file:
+            return file.read()
     kind = place.partition("://")[0]
     if kind not in _file_systems:
         _file_systems[kind] = open_file_system(place)

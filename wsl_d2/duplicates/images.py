@@ -18,6 +18,7 @@ from wsl_d2.data.format.tar import IMAGE_EXTENSIONS
 from wsl_d2.data.remote import is_url
 from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.errors import UserError
+from wsl_d2.files import open_regular
 
 _PART = 512  # images
 _ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
@@ -148,7 +149,8 @@ def _read_sample(dataset: Any, number: int) -> tuple[str, bytes]:
 
 
 def _read_file(folder: Path, key: str) -> tuple[str, bytes]:
-    return key, (folder / key).read_bytes()
+    with open_regular(folder / key) as file:
+        return key, file.read()
 
 
 def _images_of_folder(folder: Path) -> Images:

@@ -292,7 +292,7 @@ def _train(config: Path, run: Path, overrides: Sequence[str], say: Callable[[str
         return
     command = [sys.executable, "-m", "wsl_d2", "train", "--config-file", str(config), "--resume"]
     command += ["--num-gpus", str(max(1, torch.cuda.device_count())), *overrides]
-    say(f"training: {' '.join(command[1:])}")
+    say(f"training: wsl-d2 {' '.join(command[3:])}")
     process = start_program(command)
     try:
         status = process.wait()

@@ -1,6 +1,7 @@
 """The check of a detection dataset: each fault is one line, and a good dataset has none."""
 
 import json
+import os
 import re
 import shutil
 import zlib
@@ -106,6 +107,8 @@ DEEP = Image.fromarray(np.full((HEIGHT, WIDTH), 30_000, np.uint16))
 # name -> (change of the annotations, of the folder, of the config; whether it is an error; what its line says)
 FAULTS = {
     "missing file": (None, lambda d: (d / "2.jpg").unlink(), {}, True, r"are not in .*data \(2.jpg\): copy"),
+    "pipe": (
+        None, lambda d: ((d / "2.jpg").unlink(), os.mkfifo(d / "2.jpg")), {}, True, "1 of 4 .* be read .*a regular"),
     "no image": (None, lambda d: (d / "2.jpg").write_text("<html>"), {}, True, r"1 of 4 .* be read \(2.jpg \(no image"),
     "cut off": (None, lambda d: (d / "2.jpg").write_bytes(jpeg(2, (64, 48))[:-99]), {}, True, r"2.jpg \(image file is"),
     "turned by EXIF": (

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -84,12 +85,16 @@ def test_a_repeated_call_writes_only_what_is_missing(folder, tmp_path):
     assert [name for name in sorted(times) if again[name] != times[name]] == ["shard-000001.tar"]
 
 
+@pytest.mark.timeout(60)
 def test_damaged_images_are_listed(folder, tmp_path):
     (folder / CLASSES[0] / "broken.jpg").write_bytes(b"<html>")
+    os.mkfifo(folder / CLASSES[1] / "pipe.jpg")
     manifest = make_class_shards(folder, tmp_path / "out")
     assert manifest["num_images"] == 24
     assert [count for reason, count in manifest["account"].items() if reason.startswith("unknown format")] == [1]
-    row = json.loads((tmp_path / "out" / "shard-000000.rejected.jsonl").read_text())
+    assert manifest["account"]["no image (not a regular file)"] == 1
+    rows = [json.loads(line) for line in (tmp_path / "out" / "shard-000000.rejected.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if "pipe" not in row["key"]]
     assert "broken_jpg" in row["key"] and row["reason"].startswith("unknown format")
     assert make_class_shards(folder, tmp_path / "out") == manifest
 

@@ -360,3 +360,31 @@ def test_images_in_a_column_of_the_table(tmp_path, toy_vocabulary):
     assert all(dataset[i]["image"] == jpeg(int(dataset[i]["key"][1:])) for i in range(0, 98, 7))
     with pytest.raises(UserError, match="has no column 'text' of images; columns of bytes are 'image'"):
         make_shards(posts, "column:text", toy_vocabulary, tmp_path / "other", **columns)
+
+
+def test_posts_are_found_by_folder_and_pattern_in_the_order_given(posts):
+    (posts / "b").mkdir()
+    for name, key in (("b/2.jsonl", "p01"), ("b/1.jsonl", "p00"), ("a.jsonl", "p02")):
+        (posts / name).write_text(json.dumps({"key": key, "hashtags": [TOY_HASHTAGS[0]]}) + "\n")
+    common = ["--images", posts / "photos", "--vocabulary", posts / "vocabulary.json"]
+    for number, first in enumerate((posts / "b", posts / "b/*.jsonl")):
+        wsl_d2("data", "make", first, posts / "a.jsonl", *common, "--output", posts / f"out{number}")
+        dataset = HashtagDataset(posts / f"out{number}")
+        assert [dataset[i]["key"] for i in range(3)] == ["p00", "p01", "p02"]
+    printed = wsl_d2("data", "make", posts / "c*.jsonl", *common, "--output", posts / "none", code=2)
+    assert "c*.jsonl: there is no such file" in printed and printed.count("\n") == 1
+    assert not (posts / "none").exists()
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_among_photos_or_posts_is_named_and_waited_for_by_nobody(posts):
+    os.remove(posts / "photos/p00.jpg")
+    os.mkfifo(posts / "photos/p00.jpg")
+    make(posts, "out")
+    rows = [json.loads(line) for line in (posts / "out/shard-000000.rejected.jsonl").read_text().splitlines()]
+    assert {"key": "p00", "reason": "no image (not a regular file)"} in rows
+    os.mkfifo(posts / "pipe.jsonl")
+    common = ["--images", posts / "photos", "--vocabulary", posts / "vocabulary.json", "--output", posts / "none"]
+    printed = wsl_d2("data", "make", posts / "pipe.jsonl", *common, code=2)
+    assert "pipe.jsonl is a pipe or device" in printed and printed.count("\n") == 1
+    assert not (posts / "none").exists()

@@ -22,7 +22,6 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,9 +32,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wsl_d2.data.format.labels import sorted_unique
+from wsl_d2.data.posts.files import find_files
 from wsl_d2.data.posts.merge import COUNTS_SCHEMA, merge_counts, merge_files, read_most_frequent_first, write_counts
 from wsl_d2.data.posts.readers import Chunk, PostsError, detect_post_format, no_hashtags, read_posts
-from wsl_d2.data.remote import is_url, open_file_system, retry
 from wsl_d2.data.runner import Workers, run_parts
 from wsl_d2.files import open_atomically, sha256_of, write_atomically
 
@@ -43,7 +42,6 @@ FORMAT_VERSION = 2
 _PART_ROWS = 1_000_000  # of a Parquet file
 _ROWS_IN_MEMORY = 2_000_000  # different hashtags of a part; beyond, they go to files
 _MERGED_AT_ONCE = 16  # files
-_NOT_POSTS = ("_stats.json",)  # what img2dataset leaves beside its tars; so it does tables of the same names as them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,39 +77,6 @@ class Part:
         return f"part-{self.number:06d}"
 
 
-def find_files(inputs: Iterable[str]) -> dict[str, int]:
-    """Returns path -> bytes of all files of posts.
-
-    Args:
-        inputs: files, folders, glob patterns or URLs. Of an output folder of img2dataset the tars alone are posts.
-
-    Raises:
-        PostsError: a path matches nothing.
-    """
-    paths: dict[str, int] = {}
-    for pattern in inputs:
-        try:
-            found = retry(partial(_find, pattern), pattern, 4)
-        except (FileNotFoundError, PermissionError) as error:
-            raise PostsError(f"{error}.") from error
-        names = [path for path in found if not path.endswith(_NOT_POSTS)]
-        tars = {path.removesuffix(".tar") for path in names if path.endswith(".tar")}
-        names = [path for path in names if path.removesuffix(".parquet") not in tars]
-        if not names:
-            raise PostsError(f"{pattern}: there is no such file.")
-        paths |= {path: found[path] for path in names}
-    return dict(sorted(paths.items()))
-
-
-def _find(pattern: str) -> dict[str, int]:
-    files = open_file_system(pattern)
-    root = files._strip_protocol(pattern)
-    found = files.find(root, detail=True) if files.isdir(root) else files.glob(root, detail=True)
-    if not found and files.exists(root):
-        found = {root: files.info(root)}
-    return {files.unstrip_protocol(path) if is_url(pattern) else path: int(row["size"]) for path, row in found.items()}
-
-
 def plan_parts(inputs: Iterable[str], options: CountOptions) -> list[Part]:
     """Cuts the input into parts, in the order of the sorted paths.
 
@@ -119,7 +84,7 @@ def plan_parts(inputs: Iterable[str], options: CountOptions) -> list[Part]:
         PostsError: a path matches nothing, or a file's format cannot be told or its Parquet footer not read.
     """
     parts: list[Part] = []
-    for path, size in find_files(inputs).items():
+    for path, size in sorted(find_files(inputs).items()):
         kind = detect_post_format(path) if options.format == "auto" else options.format
         for first, last in _row_group_ranges(path) if kind == "parquet" else [(0, 0)]:
             parts.append(Part(len(parts), path, size, kind, first, last))

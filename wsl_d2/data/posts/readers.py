@@ -71,6 +71,7 @@ class Columns:
         user, time, place: names of the columns of an image's origin, "" for none; two columns of coordinates are
             "longitude,latitude".
         with_origins: whether YFCC100M's, which are known, are read.
+        seen: names in the rows of JSON read so far, if the origin is asked for.
     """
 
     key: str = "key"
@@ -80,11 +81,16 @@ class Columns:
     time: str = ""
     place: str = ""
     with_origins: bool = True
+    seen: set[str] = field(default_factory=set, compare=False)
 
     @property
     def origin(self) -> list[str]:
         """The columns of the origin that are asked for."""
         return [name for name in (self.user, self.time, *self.place.split(",")) if name]
+
+    def of_origin(self) -> dict[str, str]:
+        """The columns of the origin that are asked for -> the options that choose them."""
+        return dict.fromkeys(self.origin, "--user-column, --time-column or --place-column")
 
     def origin_of(self, value: Callable[[str], Any]) -> Origin:
         """Returns the origin of a row, of which ``value`` gives a column."""
@@ -93,6 +99,12 @@ class Columns:
         user, time = (value(name) if name else None for name in (self.user, self.time))
         place = [value(name) for name in self.place.split(",") if name]
         return read_origin(user, time, place if len(place) > 1 else place[0] if place else None)
+
+    def origin_in(self, row: dict) -> Origin:
+        """Returns the origin of a row of JSON."""
+        if self.origin:
+            self.seen.update(row)
+        return self.origin_of(lambda name: _nested(row, name))
 
     def parse(self, value: Any) -> list[str]:
         """Returns the hashtags of a row; ValueError is the reason why there are none."""
@@ -178,7 +190,10 @@ def read_posts(
         if kind == "parquet":
             yield from _read_parquet(path, columns, row_groups, chunk_rows or CHUNK_ROWS)
         else:
-            yield from _collect(_rows_of(path, kind, columns), chunk_rows or CHUNK_ROWS)
+            for chunk in _collect(_rows_of(path, kind, columns), chunk_rows or CHUNK_ROWS):
+                if columns.seen:
+                    _check_names(path, sorted(columns.seen), columns.of_origin())
+                yield chunk
     except FileNotFoundError as error:
         raise PostsError(f"{path}: there is no such file.") from error
     except (OSError, EOFError, pa.ArrowException, sqlite3.Error, csv.Error) as error:
@@ -358,7 +373,7 @@ def _row_parser(row: Any, columns: Columns) -> Callable[[], Row]:
     def parse() -> Row:
         if not isinstance(row, dict):
             raise ValueError("no JSON object")
-        origin = columns.origin_of(lambda name: _nested(row, name))
+        origin = columns.origin_in(row)
         return _key(_nested(row, columns.key), columns.key), columns.parse(_nested(row, columns.hashtags)), origin
 
     return parse
@@ -421,8 +436,12 @@ def _csv_rows(path: str, columns: Columns) -> Iterator[tuple[bytes, Callable[[],
 def _check_columns(path: str, names: list[str], columns: Columns) -> None:
     if repeated := sorted({name for name in names if names.count(name) > 1} & {columns.key, columns.hashtags}):
         raise PostsError(f"{path} has several columns named {repeated[0]!r}; rename all but one.")
-    wanted = dict.fromkeys(columns.origin, "--user-column, --time-column or --place-column")
+    wanted = columns.of_origin()
     wanted |= {columns.key: "--key-column", columns.hashtags: "--hashtags-column or --caption-column"}
+    _check_names(path, names, wanted)
+
+
+def _check_names(path: str, names: list[str], wanted: dict[str, str]) -> None:
     if missing := [name for name in wanted if name not in names and name.partition(".")[0] not in names]:
         raise PostsError(
             f"{path} has no column {missing[0]!r}; it has {', '.join(map(repr, names)) or 'none'}. Choose one with "
@@ -542,7 +561,7 @@ def _tar_parser(image: Any, columns: Columns) -> Callable[[], Row]:
     def parse() -> Row:
         if image.metadata is None:
             raise ValueError(image.problem)
-        origin = columns.origin_of(lambda name: _nested(image.metadata, name))
+        origin = columns.origin_in(image.metadata)
         return image.key, columns.parse(_nested(image.metadata, columns.hashtags)), origin
 
     return parse

@@ -27,6 +27,7 @@ from wsl_d2.coco import CocoError, GroundTruth, read_coco
 from wsl_d2.data.read.decode import exif_orientation, has_16_bits, is_truncated
 from wsl_d2.data.read.detection import problems_with_config
 from wsl_d2.errors import FaultsError
+from wsl_d2.files import open_regular
 
 SECONDS_AT_START = 10.0  # for the files of all datasets of a run
 _EXAMPLES = 3
@@ -247,7 +248,7 @@ class _Faults:
     def look_at(self, row: dict, path: str, check: DetectionCheck) -> None:
         name, expected = row["file_name"], (row["width"], row["height"])
         try:
-            with open(path, "rb") as file, Image.open(file) as image:
+            with open_regular(path) as file, Image.open(file) as image:
                 size, mode, orientation = image.size, image.mode, exif_orientation(image)
                 is_deep = has_16_bits(image)
                 file.seek(0)

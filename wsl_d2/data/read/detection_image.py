@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from wsl_d2.data.read.decode import exif_orientation, has_16_bits, to_8_bits, upright
+from wsl_d2.files import open_regular
 
 
 @contextlib.contextmanager
@@ -22,7 +23,7 @@ def as_8_bits(path: str | Path) -> Iterator[str]:
     from detectron2.utils.file_io import PathManager
 
     pixels = None
-    with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
+    with open_regular(PathManager.get_local_path(str(path))) as file, Image.open(file) as image:
         if has_16_bits(image):
             pixels = upright(to_8_bits(image), exif_orientation(image))
     if pixels is None:

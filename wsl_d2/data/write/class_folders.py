@@ -28,6 +28,7 @@ from wsl_d2.data.runner import Workers
 from wsl_d2.data.write.source import finish_store, reserved_folder
 from wsl_d2.data.write.writer import Sample, ShardPart, Writing, load_image, write_dataset
 from wsl_d2.errors import ShardError
+from wsl_d2.files import open_regular
 from wsl_d2.hashtags import MappingPolicy, Vocabulary, normalize_hashtag
 from wsl_d2.hashtags.policy import EXACT
 
@@ -44,7 +45,7 @@ class ClassImage(NamedTuple):
     size: int = -1  # the whole file
 
     def read(self) -> bytes:
-        with open(self.path, "rb") as file:
+        with open_regular(self.path) as file:
             file.seek(self.offset)
             return file.read(self.size)
 

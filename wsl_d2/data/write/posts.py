@@ -13,6 +13,7 @@ from pathlib import Path
 from wsl_d2.data.format.folders import is_left_by_a_system, walk_once
 from wsl_d2.data.format.origin import Origin
 from wsl_d2.data.format.tar import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES
+from wsl_d2.data.posts.files import find_files
 from wsl_d2.data.posts.readers import detect_post_format, read_posts
 from wsl_d2.data.posts.table_images import TableImages
 from wsl_d2.data.read.decode import DamagedImageError, decode, open_image
@@ -109,7 +110,7 @@ def make_shards(
     8 bytes of memory a post see to it. Posts whose image a busy store did not give are tried again by a repeated call.
 
     Args:
-        posts: files or URLs that :func:`wsl_d2.data.posts.readers.read_posts` reads.
+        posts: files, folders, glob patterns or URLs; see :func:`wsl_d2.data.posts.files.find_files`.
         images: where the image of a key lies, such as ``photos/{key}.jpg`` or ``s3://bucket/{key:.3}/{key}.jpg``; or a
             folder, in which each key is the name of an image without its ending; or ``column:NAME`` for the column of
             Parquet files with the encoded images.
@@ -135,8 +136,8 @@ def make_shards(
         PostsError: a file of posts cannot be read.
         UserError: a value is out of range, or the images' store does not answer.
     """
-    posts = list(posts)
     _check_options(images, check, images_per_shard, max_images_per_user)
+    posts = list(find_files(posts))
     formats = [kind or detect_post_format(path) for path in posts]
     found: ImageFolder | TableImages | None = ImageFolder(images) if os.path.isdir(images) else None
     if images.startswith(COLUMN):
