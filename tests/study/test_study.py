@@ -400,6 +400,11 @@ def test_levels_without_runs_of_a_result_are_left_out(toy, tmp_path):
     assert "diverged" not in text + page and "no run" not in text
 
 
+def test_a_study_file_that_is_not_there_is_told_in_words(tmp_path):
+    with pytest.raises(StudyError, match=r"none\.yaml does not exist, or is no file; studies of the mini-world are in"):
+        Study.load(tmp_path / "none.yaml")
+
+
 def test_records_tell_what_the_page_tells(toy, tmp_path):
     toy.write_text(toy.read_text() + "  - {kind: levels, x: n, baseline: 10, y: score}\n")
     study = Study.load(toy, {"n": [10, 100, 1000]})

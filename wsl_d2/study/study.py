@@ -170,9 +170,11 @@ class Study:
                 are among these; of another axis they may be new ones.
 
         Raises:
-            StudyError: it is no YAML, lacks a part, or names a stage, axis, value or key that does not exist.
+            StudyError: it does not exist or is no YAML, lacks a part, or names a stage, axis, value or key that does not exist.
         """
         path = Path(path)
+        if not path.is_file():
+            raise StudyError(f"{path} does not exist, or is no file; studies of the mini-world are in configs/Studies.")
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
