@@ -170,7 +170,7 @@ class Study:
                 are among these; of another axis they may be new ones.
 
         Raises:
-            StudyError: it does not exist or is no YAML, lacks a part, or names a stage, axis, value or key that does not exist.
+            StudyError: there is none, it is no YAML, lacks a part, or names a stage, axis, value or key that is none.
         """
         path = Path(path)
         if not path.is_file():
