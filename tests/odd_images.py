@@ -43,7 +43,7 @@ def jpeg(pixels: np.ndarray, **options) -> bytes:
 
 
 def png(color_type: int, bits: int, rows: list[bytes], width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """Writes a PNG by hand: Pillow cannot write 16-bit colour."""
+    """Writes a PNG by hand: Pillow cannot write 16-bit color."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -106,8 +106,8 @@ def bomb(format: str) -> bytes:
 def corpus() -> list[OddImage]:
     """All odd files."""
     rgb = picture()
-    grey = rgb[:, :, 0]
-    grey_rgb = np.repeat(grey[:, :, None], 3, axis=2)
+    gray = rgb[:, :, 0]
+    gray_rgb = np.repeat(gray[:, :, None], 3, axis=2)
     alpha = np.tile(np.linspace(0, 255, W).round().astype(np.uint8), (H, 1))
     plain = jpeg(rgb)
     tall = picture(100, 90)
@@ -116,7 +116,7 @@ def corpus() -> list[OddImage]:
         OddImage("zero bytes", b"", reason="empty"),
         OddImage("html named .jpg", b"<!DOCTYPE html><html><body>404</body></html>", reason="unknown format"),
         OddImage("text", b"not found\n", reason="unknown format"),
-        OddImage("gif", save(Image.fromarray(grey), "GIF"), reason="unknown format"),
+        OddImage("gif", save(Image.fromarray(gray), "GIF"), reason="unknown format"),
         OddImage("tiff", save(Image.fromarray(rgb), "TIFF"), reason="unknown format"),
         OddImage("bmp", save(Image.fromarray(rgb), "BMP"), reason="unknown format"),
         OddImage("jpeg magic alone", b"\xff\xd8\xff", reason="unknown format"),
@@ -136,9 +136,9 @@ def corpus() -> list[OddImage]:
         OddImage("jpeg with bytes after its end", plain + b"trailer", rgb, tolerance=3),
         OddImage("jpeg with stray bytes before its end", plain[:-2] + b"abc" + plain[-2:], rgb, tolerance=3),
         OddImage("4:2:0 jpeg", jpeg(rgb, subsampling=2), rgb, tolerance=8),
-        OddImage("grey jpeg", jpeg(grey), grey_rgb, tolerance=3),
+        OddImage("gray jpeg", jpeg(gray), gray_rgb, tolerance=3),
         OddImage("rgb-coded jpeg", jpeg(rgb, keep_rgb=True), rgb, tolerance=3),
-        OddImage("jpeg with colour profile", jpeg(rgb, icc_profile=_profile()), rgb, tolerance=3),
+        OddImage("jpeg with color profile", jpeg(rgb, icc_profile=_profile()), rgb, tolerance=3),
         OddImage("jpeg with broken exif", jpeg(rgb, exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), rgb, tolerance=3),
         OddImage("jpeg with orientation 99", jpeg(rgb, exif=exif_bytes(99)), rgb, tolerance=3),
         OddImage("1 x 1 png", save(Image.fromarray(rgb[:1, :1]), "PNG"), rgb[:1, :1]),
@@ -146,14 +146,14 @@ def corpus() -> list[OddImage]:
         OddImage("1 x 20000 jpeg", jpeg(picture(1, 20_000)), picture(1, 20_000), tolerance=3),
         OddImage("20000 x 1 png", save(Image.fromarray(picture(20_000, 1)), "PNG"), picture(20_000, 1)),
         OddImage("webp", save(Image.fromarray(rgb), "WEBP", lossless=True), rgb),
-        OddImage("bilevel png", save(Image.fromarray(grey > 128), "PNG"), np.where(grey_rgb > 128, 255, 0)),
+        OddImage("bilevel png", save(Image.fromarray(gray > 128), "PNG"), np.where(gray_rgb > 128, 255, 0)),
     ]
     for orientation in range(1, 9):
         data = jpeg(stored_for(orientation, rgb), exif=exif_bytes(orientation))
         found.append(OddImage(f"jpeg with orientation {orientation}", data, rgb, tolerance=3))
     stored = Image.fromarray(stored_for(6, rgb))
     found += [OddImage("png with orientation 6", save(stored, "PNG", exif=exif_bytes(6)), rgb)]
-    return found + _ink_and_alpha(rgb, grey, alpha) + _sixteen_bits(rgb, grey) + _animations(rgb)
+    return found + _ink_and_alpha(rgb, gray, alpha) + _sixteen_bits(rgb, gray) + _animations(rgb)
 
 
 def _wrong_checksum(rgb: np.ndarray) -> bytes:
@@ -166,8 +166,8 @@ def _profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def _ink_and_alpha(rgb: np.ndarray, grey: np.ndarray, alpha: np.ndarray) -> list[OddImage]:
-    ink = np.dstack([255 - rgb, grey // 4])
+def _ink_and_alpha(rgb: np.ndarray, gray: np.ndarray, alpha: np.ndarray) -> list[OddImage]:
+    ink = np.dstack([255 - rgb, gray // 4])
     printed = np.round((255 - ink[..., :3].astype(float)) * (255 - ink[..., 3:]) / 255).astype(np.uint8)
     cmyk = save(Image.fromarray(ink, "CMYK"), "JPEG", quality=95, subsampling=0)
     # Pillow writes Adobe's inverted CMYK; without Adobe's marker the same numbers mean the opposite ink.
@@ -178,38 +178,38 @@ def _ink_and_alpha(rgb: np.ndarray, grey: np.ndarray, alpha: np.ndarray) -> list
     entries = np.array(palette.getpalette(), np.uint8).reshape(-1, 3)[np.asarray(palette)]
     half = bytes([128] * 64)
     seen = np.full((H, W), 128)
-    grey_rgb = np.repeat(grey[:, :, None], 3, axis=2)
-    keyed = grey_rgb.copy()
-    keyed[grey == grey[0, 5]] = 255
-    la = save(Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)]), "PNG")
+    gray_rgb = np.repeat(gray[:, :, None], 3, axis=2)
+    keyed = gray_rgb.copy()
+    keyed[gray == gray[0, 5]] = 255
+    la = save(Image.merge("LA", [Image.fromarray(gray), Image.fromarray(alpha)]), "PNG")
     rgba = Image.fromarray(np.dstack([rgb, alpha]))
     return [
         OddImage("adobe cmyk jpeg", cmyk, printed, tolerance=5),
         OddImage("cmyk jpeg without adobe's marker", bare, inverse, tolerance=5),
-        OddImage("la png", la, over_white(grey_rgb, alpha), tolerance=1),
+        OddImage("la png", la, over_white(gray_rgb, alpha), tolerance=1),
         OddImage("rgba png", save(rgba, "PNG"), over_white(rgb, alpha), tolerance=1),
         OddImage("rgba webp", save(rgba, "WEBP", lossless=True, exact=True), over_white(rgb, alpha), tolerance=1),
         OddImage("palette png", save(palette, "PNG"), entries),
         OddImage(
             "palette png with alpha", save(palette, "PNG", transparency=half), over_white(entries, seen), tolerance=1
         ),
-        OddImage("grey png, one transparent", save(Image.fromarray(grey), "PNG", transparency=int(grey[0, 5])), keyed),
+        OddImage("gray png, one transparent", save(Image.fromarray(gray), "PNG", transparency=int(gray[0, 5])), keyed),
     ]
 
 
-def _sixteen_bits(rgb: np.ndarray, grey: np.ndarray) -> list[OddImage]:
+def _sixteen_bits(rgb: np.ndarray, gray: np.ndarray) -> list[OddImage]:
     def rows(values: np.ndarray) -> list[bytes]:
         return [row.astype(">u2").tobytes() for row in values.reshape(H, -1)]
 
-    wide_rgb, wide_grey = rgb.astype(np.uint16) * 257, grey.astype(np.uint16) * 257
-    grey_rgb = np.repeat(grey[:, :, None], 3, axis=2)
+    wide_rgb, wide_gray = rgb.astype(np.uint16) * 257, gray.astype(np.uint16) * 257
+    gray_rgb = np.repeat(gray[:, :, None], 3, axis=2)
     return [
-        OddImage("16-bit grey png", png(0, 16, rows(wide_grey), W, H), grey_rgb),
+        OddImage("16-bit gray png", png(0, 16, rows(wide_gray), W, H), gray_rgb),
         OddImage("16-bit rgb png", png(2, 16, rows(wide_rgb), W, H), rgb),
         OddImage(
             "16-bit la png",
-            png(4, 16, rows(np.dstack([wide_grey, np.full_like(wide_grey, 65535)])), W, H),
-            grey_rgb,
+            png(4, 16, rows(np.dstack([wide_gray, np.full_like(wide_gray, 65535)])), W, H),
+            gray_rgb,
         ),
     ]
 

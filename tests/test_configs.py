@@ -135,7 +135,7 @@ def test_no_two_leaves_write_to_the_same_folder():
     assert len(set(folders)) == len(folders)
 
 
-def test_every_architecture_has_every_initialisation():
+def test_every_architecture_has_every_initialization():
     found = {path.relative_to(CONFIGS).as_posix() for path in LEAVES if "miniworld" not in path.name}
     expected = {"COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_1x_imagenet_caffe2.yaml"}
     expected |= {f"Image-Classification/{name}_X_101_32x8d_wsl.yaml" for name in ("imagenet", "cub", "places365")}
@@ -181,7 +181,7 @@ def test_the_largest_backbones_and_only_they_recompute_activations():
 
 
 @pytest.mark.parametrize("path", DETECTORS, ids=identify)
-def test_coco_twins_differ_in_their_initialisation_alone(path):
+def test_coco_twins_differ_in_their_initialization_alone(path):
     baseline, init = twins_of(path)
     found = differences(baseline, path)
     if init == "scratch":
@@ -247,7 +247,7 @@ def small_world(tmp_path_factory):
     backbone = make_resnext("resnext50_32x4d", zero_init_residual=False)
     for stage in backbone.stages:
         for block in stage:
-            # Frozen statistics normalise nothing: without this, activations would double from block to block.
+            # Frozen statistics normalize nothing: without this, activations would double from block to block.
             torch.nn.init.constant_(block.conv3.norm.weight, 0.2)
     statistics = {"pixel_mean": [123.675, 116.280, 103.530], "pixel_std": [58.395, 57.120, 57.375]}
     export_backbone(backbone, root / "backbone.pth", input_format="RGB", **statistics)
@@ -309,7 +309,7 @@ def test_reduced_twins_train_evaluate_and_are_equal_given_equal_weights(small_wo
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet_equal_views", "self_supervised", "wsl"])
-def test_miniworld_twins_differ_in_their_initialisation_alone(name):
+def test_miniworld_twins_differ_in_their_initialization_alone(name):
     scratch, twin = (MASK / f"miniworld_mask_rcnn_X_26_8x4d_FPN_{n}.yaml" for n in ("scratch", name))
     assert differences(scratch, twin) <= INITIALISATION
 

@@ -51,6 +51,6 @@ def test_spelling():
     assert same_spelling({"A": "(1.0, 2)", "B": "nan", "C": "'x'"}) == {"A": "[1, 2]", "B": "nan", "C": "'x'"}
 
 
-def test_a_name_stands_for_its_group_and_not_for_its_neighbours():
+def test_a_name_stands_for_its_group_and_not_for_its_neighbors():
     assert is_among("TEST.AUG.FLIP", ("TEST",)) and is_among("TEST", ("TEST",))
     assert not is_among("TESTS", ("TEST",)) and not is_among("DATASETS.TEST", ("TEST",))

@@ -221,7 +221,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_state(ours: Path, theirs: Path) -> None:
-    """Requires two finished runs to be equal bit by bit: weights, optimiser, averages, random states, everything."""
+    """Requires two finished runs to be equal bit by bit: weights, optimizer, averages, random states, everything."""
     one, two = (torch.load(output / "model_final.pth", weights_only=True) for output in (ours, theirs))
     differences = list(_differences(one, two, ""))
     assert not differences, differences

@@ -37,7 +37,7 @@ def draw_contact_sheet(output: Path) -> None:
     detection = _detection_samples(output / "detection", 24)
     sections = [
         _section("hashtag photos and their hashtags as posted (some missing, some wrong)", photos, 96, 60),
-        _section("clean set: one centred object, one true hashtag", clean, 96, 16),
+        _section("clean set: one centered object, one true hashtag", clean, 96, 16),
         _section(
             "detection: boxes, masks of the visible pixels, classes (distractors carry none)",
             detection,

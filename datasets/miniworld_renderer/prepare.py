@@ -297,7 +297,7 @@ def _write_shard(output: Path, options: WorldOptions, task: _Task, result: list,
 
 
 def _check_labels(path: Path, vocabulary: Any, labels: Any, posts: list[dict]) -> None:
-    """Stops where a photo is labelled otherwise than its hashtags are meant: the mapping is not what trains.
+    """Stops where a photo is labeled otherwise than its hashtags are meant: the mapping is not what trains.
 
     Raises:
         LabelError: names the first such photo.
@@ -311,7 +311,7 @@ def _check_labels(path: Path, vocabulary: Any, labels: Any, posts: list[dict]) -
         post, synsets = wrong[0]
         path.with_suffix(".labels.npz").unlink()
         raise LabelError(
-            f"{path}: {len(wrong)} of {len(posts)} photos are labelled otherwise than their hashtags are meant, the "
+            f"{path}: {len(wrong)} of {len(posts)} photos are labeled otherwise than their hashtags are meant, the "
             f"first with {' '.join(post['hashtags'])} as {synsets} instead of {post['meant']}."
         )
 

@@ -29,7 +29,7 @@ from .scene import (
 from .sprites import Sprites
 
 DETECTION_PLACING_TRIES = 10
-MIN_VISIBLE_FRACTION = 0.3  # of every labelled object's own pixels; placements that hide more are drawn again
+MIN_VISIBLE_FRACTION = 0.3  # of every labeled object's own pixels; placements that hide more are drawn again
 MIN_VISIBLE_PIXELS = 30
 
 
@@ -111,8 +111,8 @@ class Renderer:
     def detection_photo(self, set_name: str, number: int, side: int) -> tuple[bytes, list[DetectionObject]]:
         """Returns a detection picture's JPEG and its annotated objects."""
         rng = picture_generator(self.seed, set_name, number)
-        labelled = {i for i, concept in enumerate(load_concepts()) if concept.detection}
-        distractors = [i for i in self.drawable() if i not in labelled]
+        labeled = {i for i, concept in enumerate(load_concepts()) if concept.detection}
+        distractors = [i for i in self.drawable() if i not in labeled]
         canvas = background(rng, side)
         owner = np.zeros((side, side), np.int16)  # 0: background; k: the k-th object put down
         areas: list[int] = []
@@ -126,11 +126,11 @@ class Renderer:
                     owner[patch.window][patch.mask] = len(placed)
                     paste(canvas, patch)
                     break
-                drawn = place(rng, drawn.concept, (drawn.scale, drawn.scale), labelled=drawn.labelled)
+                drawn = place(rng, drawn.concept, (drawn.scale, drawn.scale), labeled=drawn.labeled)
         objects = [
             DetectionObject(placement.concept, owner == k)
             for k, placement in enumerate(placed, start=1)
-            if placement.labelled
+            if placement.labeled
         ]
         return encode(rng, canvas), objects
 
@@ -197,7 +197,7 @@ def _pyramid(rgba: np.ndarray) -> list[Image.Image]:
 
 
 def _keeps_objects_visible(owner: np.ndarray, areas: list[int], placed: list[SpritePlacement], patch: Patch) -> bool:
-    """Tells whether a patch on top leaves itself and every labelled object recognisable."""
+    """Tells whether a patch on top leaves itself and every labeled object recognisable."""
     mask = patch.mask
     if mask.sum() < MIN_VISIBLE_PIXELS:
         return False
@@ -205,7 +205,7 @@ def _keeps_objects_visible(owner: np.ndarray, areas: list[int], placed: list[Spr
     total = np.bincount(owner.ravel(), minlength=len(areas) + 1)
     for k, (area, placement) in enumerate(zip(areas, placed, strict=True), start=1):
         visible = total[k] - hidden[k]
-        if placement.labelled and visible < max(MIN_VISIBLE_FRACTION * area, MIN_VISIBLE_PIXELS):
+        if placement.labeled and visible < max(MIN_VISIBLE_FRACTION * area, MIN_VISIBLE_PIXELS):
             return False
     return True
 
@@ -218,7 +218,7 @@ def paste(canvas: np.ndarray, patch: Patch) -> None:
 
 
 def background(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Draws smooth random colours, at most one polygon, occasional stripes; returns (S, S, 3) float32."""
+    """Draws smooth random colors, at most one polygon, occasional stripes; returns (S, S, 3) float32."""
     cells = int(rng.integers(2, 6))
     base = rng.uniform(30, 225, size=3)
     grid = np.clip(base + rng.normal(0, 30, size=(cells, cells, 3)), 0, 255).astype(np.uint8)

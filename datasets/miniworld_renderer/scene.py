@@ -72,7 +72,7 @@ class SpritePlacement:
         flip: mirrored left to right.
         aspect: factor on width / height.
         color: factors on R, G, B.
-        labelled: False for a distractor, which detection does not annotate.
+        labeled: False for a distractor, which detection does not annotate.
     """
 
     concept: int
@@ -83,11 +83,11 @@ class SpritePlacement:
     flip: bool
     aspect: float
     color: tuple[float, float, float]
-    labelled: bool = True
+    labeled: bool = True
 
 
 def picture_generator(seed: int, set_name: str, number: int) -> np.random.Generator:
-    """Returns the generator of one picture, counter-based so that neighbouring keys are independent."""
+    """Returns the generator of one picture, counter-based so that neighboring keys are independent."""
     key = np.array([seed, (SETS.index(set_name) << 32) | number], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
@@ -102,7 +102,7 @@ def place(
     scale: tuple[float, float],
     *,
     centered: bool = False,
-    labelled: bool = True,
+    labeled: bool = True,
 ) -> SpritePlacement:
     """Draws a placement: log-uniform scale, anywhere with at most about a third of the object outside."""
     size = _log_uniform(rng, *scale)
@@ -116,7 +116,7 @@ def place(
         flip=bool(rng.random() < 0.5),
         aspect=math.exp(rng.normal(0.0, ASPECT_SD)),
         color=tuple(rng.uniform(*COLOR_FACTOR, size=3).tolist()),
-        labelled=labelled,
+        labeled=labeled,
     )
 
 
@@ -166,7 +166,7 @@ def hashtag_scene(
 
 
 def clean_scene(rng: np.random.Generator, number: int) -> tuple[list[SpritePlacement], list[str], list[str]]:
-    """Draws a picture of the clean set: one centred object, the classes in turn, the one true tag, and its synset."""
+    """Draws a picture of the clean set: one centered object, the classes in turn, the one true tag, and its synset."""
     classes = clean_concepts()
     concept = classes[number % len(classes)]
     tag = load_concepts()[concept].tag
@@ -184,7 +184,7 @@ def detection_objects(rng: np.random.Generator, distractors: list[int]) -> list[
     for i in range(1 + int(rng.integers(DETECTION_MAX_OBJECTS))):
         distractor = i > 0 and bool(distractors) and rng.random() < DISTRACTOR_PROBABILITY
         concept = int(rng.choice(distractors if distractor else classes))
-        placements.append(place(rng, concept, DETECTION_SCALE, labelled=not distractor))
+        placements.append(place(rng, concept, DETECTION_SCALE, labeled=not distractor))
     return sorted(placements, key=lambda p: -p.scale)
 
 

@@ -267,7 +267,7 @@ def write_sprites(path: Path, sprites: Sprites) -> None:
 
 
 def attribution() -> str:
-    """Returns the credits that the artwork's licences ask to keep with the pictures."""
+    """Returns the credits that the artwork's licenses ask to keep with the pictures."""
     lines = [
         "The pictures of this folder are made of emoji artwork of these collections: cropped, scaled,",
         "rotated, tinted and placed on generated backgrounds. Pictures with CC-BY-SA artwork, and so the",

@@ -60,7 +60,7 @@ def test_table_and_gains(runs):
         row["bbox"]["AP"]["gain"] == pytest.approx(means["wsl"] - means["imagenet"]) and row["bbox"]["AP"]["gain"] > 0
     )
     assert comparison["runs"]["wsl"]["base_lr"] == [0.02]
-    assert comparison["initialisation"] == {"SOLVER.BASE_LR": {"imagenet": [0.04], "wsl": [0.02]}}
+    assert comparison["initialization"] == {"SOLVER.BASE_LR": {"imagenet": [0.04], "wsl": [0.02]}}
     assert comparison["iou_types"] == ["bbox", "segm"] and comparison["left_out"] == {}
     json.dumps(comparison)
 

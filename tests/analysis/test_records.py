@@ -9,7 +9,7 @@ import yaml
 from detectron2.config import get_cfg
 
 from wsl_d2 import add_wsl_config
-from wsl_d2.analysis.records import RunError, check_comparable, initialisation_of, read_metrics, read_run
+from wsl_d2.analysis.records import RunError, check_comparable, initialization_of, read_metrics, read_run
 from wsl_d2.run_keys import KEYS_OF_INITIALIZATION, KEYS_OF_PLACE_AND_SPEED, flatten, is_among
 
 
@@ -80,18 +80,18 @@ def test_any_key_that_counts_is_refused(tmp_path, config, key, record):
 
 
 @pytest.mark.parametrize("key", [*KEYS_OF_INITIALIZATION, "OUTPUT_DIR", "WANDB.PROJECT", "SOLVER.CHECKPOINT_PERIOD"])
-def test_initialisation_place_and_speed_are_free(tmp_path, config, key):
+def test_initialization_place_and_speed_are_free(tmp_path, config, key):
     first = write_run(tmp_path / "a", config)
     changed = yaml.safe_load(yaml.safe_dump(config))
     set_value(changed, key)
     second = write_run(tmp_path / "b", changed)
     compare(first, second)
-    told = initialisation_of({"imagenet": [read_run(first)], "wsl": [read_run(second)]})
+    told = initialization_of({"imagenet": [read_run(first)], "wsl": [read_run(second)]})
     assert set(told) == {key} & set(KEYS_OF_INITIALIZATION)
 
 
 @pytest.mark.parametrize("order", [("scratch", "imagenet", "wsl"), ("imagenet", "scratch", "wsl")])
-def test_what_random_weights_cannot_freeze_is_part_of_their_initialisation(tmp_path, config, order):
+def test_what_random_weights_cannot_freeze_is_part_of_their_initialization(tmp_path, config, order):
     """FREEZE_AT and NORM are free between a run without weights and runs with them, and not among the latter."""
 
     def runs(**norms):
@@ -106,7 +106,7 @@ def test_what_random_weights_cannot_freeze_is_part_of_their_initialisation(tmp_p
 
     equal = runs(scratch="SyncBN", imagenet="FrozenBN", wsl="FrozenBN")
     check_comparable(equal)
-    told = initialisation_of(equal)
+    told = initialization_of(equal)
     assert told["MODEL.RESNETS.NORM"] == {name: ["SyncBN" if name == "scratch" else "FrozenBN"] for name in order}
     assert told["MODEL.BACKBONE.FREEZE_AT"]["scratch"] == [0]
     with pytest.raises(RunError) as caught:

@@ -98,12 +98,12 @@ def test_torchvision_weights_give_torchvision_outputs(architecture, tmp_path, ca
     image = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    normalised = (image / 255 - mean) / std
+    normalized = (image / 255 - mean) / std
     features = {}
     reference.layer4.register_forward_hook(lambda module, args, output: features.update(res5=output))
     with torch.no_grad():
-        expected = reference(normalised)
-        res5 = model.backbone(normalised)["res5"]
+        expected = reference(normalized)
+        res5 = model.backbone(normalized)["res5"]
         logits = model.logits({"image": image})
     assert features["res5"].std() > 1e-3  # or equality would mean little
     scale = features["res5"].abs().max()

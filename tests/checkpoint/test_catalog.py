@@ -35,7 +35,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("WSL_D2_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("WSL_D2_WEIGHTS_MIRROR", raising=False)
-    catalog._warn_of_licence.cache_clear()
+    catalog._warn_of_license.cache_clear()
     return tmp_path / "cache" / "weights"
 
 
@@ -280,7 +280,7 @@ def test_known_names_exist_without_a_download(cache):
         PathManager.open(WSL, "wb")
 
 
-def test_the_licence_is_told_once(mirror, sparse_writes, warnings):
+def test_the_license_is_told_once(mirror, sparse_writes, warnings):
     put(mirror, catalog.WSL_WEIGHTS["resnext101_32x8d"], public_state_dict("resnext101_32x8d"))
     for _ in range(2):
         PathManager.get_local_path(WSL)

@@ -306,7 +306,7 @@ def test_a_folder_that_timm_loads_as_it_stands(architecture, folder, monkeypatch
         shutil.rmtree(target)
 
 
-def test_the_folder_of_a_named_architecture_has_its_name_and_licence(tmp_path):
+def test_the_folder_of_a_named_architecture_has_its_name_and_license(tmp_path):
     record = {"license": "CC-BY-NC-4.0", "architecture": "resnext101_32x8d", "converted_from": "d2: x", **STATISTICS}
     shape = convert.Shape(32, 8, convert.TRUNKS[101])
     convert._describe_for_timm(tmp_path, shape, record | {"num_classes": None})

@@ -60,7 +60,7 @@ def whole(content):
 
 
 def ranged(handler):
-    """A server that honours ranges."""
+    """A server that honors ranges."""
     match = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
     if match is None:
         return reply(handler, 200, CONTENT)

@@ -120,7 +120,7 @@ def dataset(tmp_path, toy_vocabulary):
 
 
 def users_of(folder):
-    """The poster of every labelled image."""
+    """The poster of every labeled image."""
     found = []
     for tar in sorted(folder.glob("*.tar")):
         found += read_origins(tar).users[read_labels(tar).rows].tolist()

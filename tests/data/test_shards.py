@@ -87,7 +87,7 @@ def test_an_unfinished_dataset_is_named(tmp_path):
 
 def test_the_vocabulary_of_another_dataset_is_refused(hashtag_folder):
     Vocabulary.build("other", load_wordnet(), synsets=["n02084071"]).save(hashtag_folder / "vocabulary.json")
-    with pytest.raises(ShardError, match=r"vocabulary 'other' \w{12}, but the shards were labelled with 'toy'"):
+    with pytest.raises(ShardError, match=r"vocabulary 'other' \w{12}, but the shards were labeled with 'toy'"):
         HashtagDataset(hashtag_folder)
 
 
@@ -133,7 +133,7 @@ def test_mapped_arrays_are_the_same_and_own_no_memory(hashtag_folder):
             assert not ours.flags.owndata and not ours.flags.writeable
 
 
-def test_tars_with_captions_are_labelled_by_their_words(tmp_path, toy_vocabulary):
+def test_tars_with_captions_are_labeled_by_their_words(tmp_path, toy_vocabulary):
     """As img2dataset writes them with --caption_col."""
     vocabulary = tmp_path / "vocabulary.json"
     toy_vocabulary.save(vocabulary)
@@ -145,7 +145,7 @@ def test_tars_with_captions_are_labelled_by_their_words(tmp_path, toy_vocabulary
     told = wsl_d2(*call, code=2)
     assert "0 images have a label" in told and "3 images without hashtags: no 'hashtags' in the .json" in told
     told = wsl_d2(*call, "--caption-column", "caption")
-    assert "1 labelled images in 1 shards, 2 images without a label" in told
+    assert "1 labeled images in 1 shards, 2 images without a label" in told
     assert HashtagDataset(tmp_path / "set").index.labels.tolist() == sorted(toy_vocabulary.labels(["dog", "cat"]))
     assert read_manifest(tmp_path / "set")["hashtags_column"] == "#caption"
     view = make_view(tmp_path / "set", tmp_path / "view", vocabulary=toy_vocabulary)

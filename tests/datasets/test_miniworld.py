@@ -171,7 +171,7 @@ def test_a_world_whose_labels_are_not_what_the_hashtags_mean_is_refused(tmp_path
         return Mapped((), "not in the vocabulary", 0) if label is None else Mapped((label,), "", 0)
 
     monkeypatch.setattr(HashtagMapping, "map", spellings_alone)
-    with pytest.raises(LabelError, match="photos are labelled otherwise than their hashtags are meant, the first with"):
+    with pytest.raises(LabelError, match="photos are labeled otherwise than their hashtags are meant, the first with"):
         prepare_miniworld(tmp_path / "world", OPTIONS, progress=False)
 
 
@@ -231,7 +231,7 @@ def test_an_interrupted_call_leaves_whole_files_and_is_continued(tiny_world, tmp
     assert digests(world) == digests(tiny_world)
 
 
-def test_shards_hold_labelled_images_of_the_right_size(tiny_world):
+def test_shards_hold_labeled_images_of_the_right_size(tiny_world):
     for name, images, labels in (
         ("hashtags/train", 64, 96),
         ("hashtags/val", 16, 96),

@@ -27,7 +27,7 @@ def cropped(image, rng):
     return image.crop((int(left), int(top), int(left + 0.9 * image.width), int(top + 0.9 * image.height)))
 
 
-def recoloured(image, rng):
+def recolored(image, rng):
     scaled = np.asarray(image) * np.array([rng.uniform(0.7, 1.3) for _ in range(3)])
     image = Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8))
     return ImageEnhance.Color(ImageEnhance.Contrast(image).enhance(rng.uniform(0.7, 1.3))).enhance(
@@ -40,7 +40,7 @@ COPIES = {
     "cropped": cropped,
     "recompressed": recompressed,
     "mirrored": lambda image, rng: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-    "recoloured": recoloured,
+    "recolored": recolored,
 }
 
 
@@ -60,7 +60,7 @@ def test_planted_copies_of_photographs(photos, encoded):
 
 
 def test_features_find_what_the_hash_does_not(photos, encoded):
-    """An extractor that recognises pictures by their key colour brings candidates; pixels still decide."""
+    """An extractor that recognizes pictures by their key color brings candidates; pixels still decide."""
     key = "1_256_106"  # of the flower: smooth enough for its parts to look like the whole
     image = photos[key]
     part = image.crop((0, 0, int(image.width * 0.9), int(image.height * 0.9)))
@@ -76,11 +76,11 @@ def test_features_find_what_the_hash_does_not(photos, encoded):
 
 
 def test_flat_pictures_are_nobodys_duplicates():
-    grey = Image.new("RGB", (64, 64), (120, 120, 120))
+    gray = Image.new("RGB", (64, 64), (120, 120, 120))
     buffer = io.BytesIO()
-    grey.save(buffer, "JPEG")
-    finder = finder_of([("grey", buffer.getvalue())])
-    assert finder.find(["same"], [grey]) == []
+    gray.save(buffer, "JPEG")
+    finder = finder_of([("gray", buffer.getvalue())])
+    assert finder.find(["same"], [gray]) == []
 
 
 def test_a_key_that_occurs_twice_is_refused(encoded):

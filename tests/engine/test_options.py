@@ -1,4 +1,4 @@
-"""What a run can do beside training: average weights, compile, tell its utilisation, go to a cluster."""
+"""What a run can do beside training: average weights, compile, tell its utilization, go to a cluster."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def test_a_compiled_backbone_computes_the_same_under_the_same_names(datasets, wh
     assert weights(tmp_path).keys() == weights(whole_run).keys()
 
 
-def test_utilisation_and_waiting_are_recorded(datasets, tmp_path):
+def test_utilization_and_waiting_are_recorded(datasets, tmp_path):
     run = train(datasets, tmp_path, SOLVER__PEAK_TFLOPS=1.0, SOLVER__TOTAL_IMAGES=80)
     assert re.search(
         r"80 images seen, [\d.,]+ images/s, [\d.]+% waiting for data, [\d.]+% MFU, 0 images skipped, 0 steps skipped",

@@ -114,7 +114,7 @@ def test_two_processes_compute_the_gradients_weights_and_statistics_of_one(datas
 
 
 def test_accumulation_is_not_one_large_batch(datasets, tmp_path):
-    """Groups are normalised apart: their size is part of what is computed, and must not be ignored."""
+    """Groups are normalized apart: their size is part of what is computed, and must not be ignored."""
     options = {"SOLVER__TOTAL_IMAGES": 8, "SOLVER__WARMUP_IMAGES": 0, "DATASETS__TEST": "()"}
     train(datasets, tmp_path / "one", **options)
     train(datasets, tmp_path / "two", SOLVER__IMS_PER_MICRO_BATCH=4, **options)

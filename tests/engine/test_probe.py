@@ -24,7 +24,7 @@ PROBE = {"DATASETS__HASHTAG_FOLDERS": FOLDERS, "TEST__PROBE": "[['few', 'judge']
 
 @pytest.fixture(scope="module")
 def datasets(datasets, toy_vocabulary):
-    """With labelled datasets of 60 and 50 images, batches of 8 of which end in a part of one; one image is damaged."""
+    """With labeled datasets of 60 and 50 images, batches of 8 of which end in a part of one; one image is damaged."""
     for part, number, damaged in (("train", 60, {7}), ("val", 50, ())):
         folder = datasets / "classes" / part
         write_hashtag_folder(folder, toy_vocabulary, number, damaged=damaged, second_label_every=0)

@@ -42,7 +42,7 @@ def test_epochs_count_draws_of_the_resampled_set():
     assert cfg.SOLVER.MAX_ITER == 26  # 252 images (half to even), 10 at a time
 
 
-def test_halvings_are_evenly_spaced_and_reach_the_optimiser():
+def test_halvings_are_evenly_spaced_and_reach_the_optimizer():
     cfg = solver_config(IMS_PER_BATCH=1, TOTAL_IMAGES=100, NUM_LR_HALVINGS=4, BASE_LR=1.0, WARMUP_ITERS=0)
     resolve_schedule(cfg, images_per_epoch=1)
     assert cfg.SOLVER.STEPS == (20, 40, 60, 80)
@@ -77,7 +77,7 @@ def test_halving_steps_lie_strictly_inside():
         assert 0 < steps[0] and steps[-1] < max_iter and len(set(steps)) == 10
 
 
-def test_an_unknown_key_is_named_with_its_nearest_neighbour(tmp_path):
+def test_an_unknown_key_is_named_with_its_nearest_neighbor(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("SOLVER:\n  LR_PER_256_IMAGE: 0.1\n")
     with pytest.raises(

@@ -67,7 +67,7 @@ def vocabularies():
 def test_explain_match_labels_and_mapping_agree_on_every_string(vocabularies, number):
     for vocabulary in vocabularies.values():
         fresh = HashtagMapping(vocabulary)
-        labelled = 0
+        labeled = 0
         for text in strings(number):
             labels = vocabulary.labels([text]).tolist()
             match = vocabulary.match(text)
@@ -77,8 +77,8 @@ def test_explain_match_labels_and_mapping_agree_on_every_string(vocabularies, nu
             if match is not None:
                 assert vocabulary.synsets[match.label] == match.synset
                 assert 0 <= match.distance <= vocabulary.policy.max_distance
-            labelled += bool(labels)
-        assert labelled > 40
+            labeled += bool(labels)
+        assert labeled > 40
 
 
 def labels_by_key(folder) -> dict[str, list[int]]:

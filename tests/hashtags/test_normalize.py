@@ -29,7 +29,7 @@ def test_spellings_of_a_hashtag_become_one_key(text, key):
 
 
 @given(st.text())
-def test_normalising_a_key_does_not_change_it(text):
+def test_normalizing_a_key_does_not_change_it(text):
     key = normalize_hashtag(text)
     assert normalize_hashtag(key) == key
     assert key == "" or key.isalnum()

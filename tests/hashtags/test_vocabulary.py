@@ -283,7 +283,7 @@ def test_what_is_no_vocabulary_is_refused(tmp_path, text):
         (["n1", "n2"], [["a"], []], r"label 1 \(n2\) has no hashtag"),
         (["n1", "n2"], [["a"], ["b", "a"]], "'a' has labels 0 and 1"),
         (["n1", "n1"], [["a"], ["b"]], "synsets occur twice: n1"),
-        (["n1"], [["Brown Bear"]], r"'Brown Bear' of label 0 is not in normalised form \('brownbear'\)"),
+        (["n1"], [["Brown Bear"]], r"'Brown Bear' of label 0 is not in normalized form \('brownbear'\)"),
     ],
 )
 def test_contradictions_are_refused(synsets, hashtags, message):

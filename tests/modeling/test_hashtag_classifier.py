@@ -57,13 +57,13 @@ def test_loss_starts_near_the_logarithm_of_the_number_of_classes():
     assert model(batch())["loss_hashtag"].item() == pytest.approx(6.908, abs=0.3)
 
 
-def test_normalises_as_the_config_says():
+def test_normalizes_as_the_config_says():
     model = build_model(classifier_cfg()).eval()
     images = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
     expected = torch.tensor([(255 - 123.675) / 58.395, (255 - 116.280) / 57.120, (255 - 103.530) / 57.375])
-    normalised = model._preprocess({"image": images.contiguous(memory_format=torch.channels_last)})
-    torch.testing.assert_close(normalised[0, :, 3, 3], expected)
-    assert normalised.is_contiguous(memory_format=torch.channels_last)
+    normalized = model._preprocess({"image": images.contiguous(memory_format=torch.channels_last)})
+    torch.testing.assert_close(normalized[0, :, 3, 3], expected)
+    assert normalized.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_state_dict_names():

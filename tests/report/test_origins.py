@@ -55,7 +55,7 @@ def test_the_page_names_nothing_of_one_person(dataset, tmp_path):
     printed = wsl_d2("data", "report", dataset, "--output", tmp_path / "r.html", "--max-images-per-user", 2)
     text = (tmp_path / "r.html").read_text()
     assert f"wrote {tmp_path / 'r.html'}" in printed
-    assert "57 labelled images of 15 people; the most active 1% of them posted 55.6%" in text
+    assert "57 labeled images of 15 people; the most active 1% of them posted 55.6%" in text
     cells = set(re.findall(r">\s*([^<>]+?)\s*<", text))
     assert {"Peru", "2010"} < cells and not cells & {"Nowhere", "Chile", "2001"}
     shown = set(re.findall(r"<td>#(\w+)", text))

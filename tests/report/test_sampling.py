@@ -13,7 +13,7 @@ def test_the_epoch_is_told_before_training(tmp_path, toy_vocabulary, mode, draws
     options += ["DATALOADER.RESAMPLING.MODE", mode, "DATALOADER.RESAMPLING.THRESHOLD", "0.6"]
     places = {"DETECTRON2_DATASETS": tmp_path, "WSL_D2_CACHE": tmp_path / "cache"}
     printed = [wsl_d2("data", "sampling", *options, **places) for _ in range(2)]
-    assert "48 labelled images, 4 of 4 hashtags on an image" in printed[0]
+    assert "48 labeled images, 4 of 4 hashtags on an image" in printed[0]
     assert f"one epoch: {draws} draws" in printed[0]
     assert printed[0] == printed[1]  # the second reads what the first kept
     assert len(list((tmp_path / "cache" / "resampling").rglob("*.npz"))) == 1

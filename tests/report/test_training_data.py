@@ -43,7 +43,7 @@ def test_one_page_holds_the_batch_the_labels_and_the_failures(folder, tmp_path):
     assert not re.search(r"(src|href)=.(?!data:|#)", page)
     assert "#cat #bird" in page or "#bird #cat" in page
     assert "1 of 14 images cannot be used" in page and "refused: truncated" in page
-    assert "14 labelled images, 4 labels" in page and "1 labels without an image" in page
+    assert "14 labeled images, 4 labels" in page and "1 labels without an image" in page
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page
 
 

@@ -16,7 +16,7 @@ from waiting import wait_until
 
 from wsl_d2.analysis.records import RunError
 from wsl_d2.cli.main import VERBS, build_parser
-from wsl_d2.report.study import analyse, format_text, sentences_of_item, write_report
+from wsl_d2.report.study import analyze, format_text, sentences_of_item, write_report
 from wsl_d2.study.runner import describe_plan, format_duration, run_locally, run_on_cluster
 from wsl_d2.study.study import Study, StudyError
 
@@ -100,7 +100,7 @@ def test_runs_once_and_reads_back(toy):
     assert num_calls(toy) == 3 + 12
     run(toy)
     assert num_calls(toy) == 15
-    scaling, levels = analyse(study, study.read_results(toy.parent / "out"))
+    scaling, levels = analyze(study, study.read_results(toy.parent / "out"))
     small, large = scaling["lines"]
     assert small["slope_per_decade"] == pytest.approx(1) and large["slope_per_decade"] == pytest.approx(2)
     assert scaling["differences"][0]["slope_difference"] == pytest.approx(1)
@@ -327,7 +327,7 @@ def toy_rows(study, score):
 
 
 def written(study, rows, folder):
-    analysis = analyse(study, rows)
+    analysis = analyze(study, rows)
     return analysis, format_text(study, analysis), write_report(study, rows, analysis, folder).read_text()
 
 
@@ -362,7 +362,7 @@ def test_a_sweep_in_which_all_diverge_has_no_best(toy, tmp_path):
     (item,), text, _ = written(study, toy_rows(study, lambda n, size, seed: 1 if size == "small" else None), tmp_path)
     assert item["lines"][1]["best"] is None and "large none" in text
     with pytest.raises(RunError, match="no run has both n and score"):
-        analyse(study, toy_rows(study, lambda **values: None))
+        analyze(study, toy_rows(study, lambda **values: None))
 
 
 def test_one_seed_says_so_and_numbers_ascend(toy, tmp_path):
@@ -414,5 +414,5 @@ def test_records_tell_what_the_page_tells(toy, tmp_path):
     records = tmp_path / "records.jsonl"
     assert "1 of kind study" in wsl_d2("records", tmp_path, "--records", records)
     table = wsl_d2("records", "--records", records, "--table", "studies")
-    assert all(f"- {sentence}" in table for item in analyse(study, rows) for sentence in sentences_of_item(item))
+    assert all(f"- {sentence}" in table for item in analyze(study, rows) for sentence in sentences_of_item(item))
     assert "nan" not in table and "| small | 1.0 |" in table and "| 1000 | diverged |" in table

@@ -51,12 +51,12 @@ def test_the_strength_is_chosen_on_training_images_alone():
     test, test_labels = blobs(600, seed=1, noise=3.0)
     honest = linear_probe(train, train_labels, test, test_labels, 6)
     shuffled = linear_probe(train, train_labels, test, np.random.default_rng(0).permutation(test_labels), 6)
-    assert honest.l2 == shuffled.l2 == choose_l2_of_standardised(train, train_labels)
+    assert honest.l2 == shuffled.l2 == choose_l2_of_standardized(train, train_labels)
     assert honest.held_out_top1 == shuffled.held_out_top1 and len(honest.held_out_top1) > 5
     assert honest.top1 > 40 and shuffled.top1 < 30
 
 
-def choose_l2_of_standardised(features, labels):
+def choose_l2_of_standardized(features, labels):
     spread = np.sqrt(features.var(axis=0, dtype=np.float64).mean())
     return choose_l2(((features - features.mean(axis=0)) / spread).astype(np.float32), labels, 6)[0]
 

@@ -7,7 +7,7 @@ from benchmarks.probe import objective
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
 
-from wsl_d2.transfer import CentredFeatures, fit_logistic_regression
+from wsl_d2.transfer import CenteredFeatures, fit_logistic_regression
 from wsl_d2.transfer import logistic_regression as module
 
 
@@ -53,11 +53,11 @@ def test_the_gradient_vanishes_at_the_solution():
 
 def test_neither_the_start_nor_the_chunks_matter(monkeypatch):
     features, labels = network_like_features()
-    centred = CentredFeatures(features)
-    alone = fit_logistic_regression(centred, labels, 10, 1e-3)
-    strong = fit_logistic_regression(centred, labels, 10, 1.0)
-    warm = fit_logistic_regression(centred, labels, 10, 1e-3, init=strong)
-    restarted = fit_logistic_regression(centred, labels, 10, 1e-3, init=alone)
+    centered = CenteredFeatures(features)
+    alone = fit_logistic_regression(centered, labels, 10, 1e-3)
+    strong = fit_logistic_regression(centered, labels, 10, 1.0)
+    warm = fit_logistic_regression(centered, labels, 10, 1e-3, init=strong)
+    restarted = fit_logistic_regression(centered, labels, 10, 1e-3, init=alone)
     assert restarted.num_iterations <= 1
     np.testing.assert_allclose(warm.weight, alone.weight, atol=1e-3)
     monkeypatch.setattr(module, "_ROWS_AT_ONCE", 97)

@@ -19,7 +19,7 @@ from wsl_d2.transfer import features as features_module
 
 
 def write_classes(folder, vocabulary, num_images, first=0, damaged=(), two_labels=()):
-    """Images of one plain colour per class, with some noise."""
+    """Images of one plain color per class, with some noise."""
     import io
 
     from PIL import Image
@@ -76,7 +76,7 @@ def probe(world, output="out", **options):
     return probe_backbone(config(world), weights, "probe_train", "probe_test", world / output, **options)
 
 
-def test_colours_are_told_apart_and_everything_is_written(world):
+def test_colors_are_told_apart_and_everything_is_written(world):
     record, classes = probe(world, shots=[2], num_seeds=3)
     assert record["top1"] > 90 and record["top5"] == 100
     assert (record["num_train"], record["num_test"]) == (48, 24)

@@ -1,7 +1,7 @@
 """Decoding and loading of hashtag images: per core, and end to end through DataLoader workers.
 
 The JPEGs are made on the spot from photographs that the scikit-image and scikit-learn wheels carry: random parts of
-80 to 100% of a photograph, scaled to 500 x 375 and 1080 x 1080 pixels with noise of 3 grey levels in place of the
+80 to 100% of a photograph, scaled to 500 x 375 and 1080 x 1080 pixels with noise of 3 gray levels in place of the
 detail that scaling up lacks, quality 85 to 95, 4:2:0. Times per core are CPU seconds of this process, so that other
 programs disturb little; contestants take turns, and the median over the rounds counts.
 """

@@ -121,7 +121,7 @@ def measure_step(step: dict) -> dict:
 
 
 def _timms(architecture: str, cfg, batch: dict):
-    """A step as timm's train.py does it: uint8 normalised on the device as its loader does, channels_last, autocast."""
+    """A step as timm's train.py does it: uint8 normalized on the device as its loader does, channels_last, autocast."""
     import timm
     from timm.optim import create_optimizer_v2
 

@@ -102,7 +102,7 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def label_lists(lists: pa.LargeListArray, vocabulary: Vocabulary) -> int:
-    """From a column of hashtags to labels as `data make` does it; returns the number of labelled posts."""
+    """From a column of hashtags to labels as `data make` does it; returns the number of labeled posts."""
     encoded = lists.flatten().dictionary_encode()
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     column = RawHashtags(lists.offsets.to_numpy(), codes, encoded.dictionary.to_pylist())
@@ -128,7 +128,7 @@ class NltkLoop:
         return self._memo[tag]
 
     def label_lists(self, lists: pa.LargeListArray) -> int:
-        """The number of labelled posts."""
+        """The number of labeled posts."""
         return sum(bool({self.label(tag) for tag in tags} - {None}) for tags in lists.to_pylist())
 
 
@@ -189,7 +189,7 @@ def compare_mapping(paths: list[Path], vocabulary: Vocabulary, num_posts: int) -
             continue
         rates[name] = len(lists) / cpu_seconds(lambda job=job: job(lists))
         ratio = f"; wsl_d2 is {rates['wsl_d2'] / rates[name]:.2f} times as fast" if name != "wsl_d2" else ""
-        print(f"seen hashtags, {name}: {rates[name]:,.0f} posts per CPU second, {job(lists):,} labelled{ratio}")
+        print(f"seen hashtags, {name}: {rates[name]:,.0f} posts per CPU second, {job(lists):,} labeled{ratio}")
 
 
 def compare_counting(corpus: Path, output: Path, num_posts: int, workers: int) -> None:

@@ -1,4 +1,4 @@
-"""Are the labels in the shards right? Precision and recall against hashtags labelled by hand, with 95% intervals."""
+"""Are the labels in the shards right? Precision and recall against hashtags labeled by hand, with 95% intervals."""
 
 import argparse
 import tempfile

@@ -209,8 +209,8 @@ def main(arguments: list[str] | None = None) -> None:
             peak = peak_flops(0, True)
             operations = 6 * (multiply_adds_per_image(model.backbone, args.size) + model.head.weight.numel())
             speed = args.batch_size / statistics.median(seconds["wsl_d2"])
-            utilisation = f"{100 * speed * operations / peak:.1f}%" if peak else "unknown"
-            print(f"MFU {utilisation}, memory {torch.cuda.max_memory_allocated() / 1e9:.1f} GB at most")
+            utilization = f"{100 * speed * operations / peak:.1f}%" if peak else "unknown"
+            print(f"MFU {utilization}, memory {torch.cuda.max_memory_allocated() / 1e9:.1f} GB at most")
 
 
 if __name__ == "__main__":

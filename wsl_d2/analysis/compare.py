@@ -1,4 +1,4 @@
-"""Compares the runs of several initialisations: AP of each, and the paired gains over the baseline."""
+"""Compares the runs of several initializations: AP of each, and the paired gains over the baseline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsl_d2.analysis.ap_gain import BootstrapAP, bootstrap_evaluation, draw_coun
 from wsl_d2.analysis.errors import KINDS, error_dap
 from wsl_d2.analysis.gain import BootstrapEstimate, gain_of, verdict, what_would_settle
 from wsl_d2.analysis.matches import as_ground_truth, evaluate, image_scores
-from wsl_d2.analysis.records import Run, RunError, check_comparable, differences_of, initialisation_of, read_run
+from wsl_d2.analysis.records import Run, RunError, check_comparable, differences_of, initialization_of, read_run
 from wsl_d2.coco import GroundTruth, Results, read_results, shared_iou_types
 
 _SCORE_THAT_COUNTS = 0.5  # of a detection, for the choice of images to show
@@ -29,30 +29,30 @@ def compare_runs(
     force: bool = False,
     seed_sd: float | None = None,
 ) -> dict:
-    """Compares initialisations.
+    """Compares initializations.
 
     Args:
-        folders: initialisation -> its run folders, one per training seed.
+        folders: initialization -> its run folders, one per training seed.
         ground_truth: COCO annotations of the images all runs were evaluated on.
-        baselines: the initialisations that gains of all others are counted from.
+        baselines: the initializations that gains of all others are counted from.
         num_resamples: resampled image sets.
         seed: of the bootstrap.
         force: compare runs of different schedules or data, too.
-        seed_sd: standard deviation of AP between training seeds to assume for initialisations with a single run.
+        seed_sd: standard deviation of AP between training seeds to assume for initializations with a single run.
 
     Returns:
         A JSON-able dict.
 
         - "iou_types": those of "bbox", "segm" and "keypoints" that the ground truth and all runs have; "left_out":
           another that some have -> why it is not among them.
-        - "runs": initialisation (candidates, then baselines; those from random weights last) -> folders, weights,
+        - "runs": initialization (candidates, then baselines; those from random weights last) -> folders, weights,
           base_lr, precision over recall, and iou_type -> metric, or (not of keypoints) "errors" and the kind, -> mean,
           sd over seeds, values.
         - "gains": a row per pair: candidate, baseline, "paired" (by seed), iou_type -> metric, or "classes" or
           "supercategories" and the name, or "errors" and the kind, -> see :func:`wsl_d2.analysis.gain.gain_of`; and of
           AP "verdict" and "settle", see :func:`wsl_d2.analysis.gain.what_would_settle`; "images" -> "best" and "worst",
           ids of the images where the candidate gained and lost most.
-        - "initialisation": the keys that runs may differ in, and do -> initialisation -> values; "differences": what
+        - "initialization": the keys that runs may differ in, and do -> initialization -> values; "differences": what
           else differs, by force.
         - "ground_truth", "num_images", "num_resamples", "seed", "seed_sd", "baselines", "iterations",
           "images_per_batch".
@@ -105,7 +105,7 @@ def compare_runs(
         "left_out": left_out,
         "iterations": first.value("SOLVER.MAX_ITER"),
         "images_per_batch": first.value("SOLVER.IMS_PER_BATCH"),
-        "initialisation": initialisation_of(runs),
+        "initialization": initialization_of(runs),
         "differences": differences_of(runs) if force else [],
         "runs": {name: _table_row(members, evaluated[name], iou_types) for name, members in runs.items()},
         "gains": gains,

@@ -132,7 +132,7 @@ def _counts(key: str) -> bool:
 def differences_of(runs: dict[str, list[Run]]) -> list[str]:
     """Returns one sentence for each difference between runs, and inside a run, that makes them incomparable.
 
-    Every key of the config counts, but those of place and speed and those of the initialisation
+    Every key of the config counts, but those of place and speed and those of the initialization
     (:mod:`wsl_d2.run_keys`); so does each fact about the data that both runs have. What random weights decide is
     compared among the runs that start from them, and among the others.
     """
@@ -165,20 +165,20 @@ def _difference(key: str, first: tuple[str, Run, str], second: tuple[str, Run, s
 
 
 def check_comparable(runs: dict[str, list[Run]]) -> None:
-    """Refuses runs that differ in more than initialisation, learning rate and seed.
+    """Refuses runs that differ in more than initialization, learning rate and seed.
 
     Raises:
         RunError: listing every difference with both values and folders.
     """
     if found := differences_of(runs):
         raise RunError(
-            f"the runs cannot be compared, they differ in more than their initialisation: {'; '.join(found)}. Use "
+            f"the runs cannot be compared, they differ in more than their initialization: {'; '.join(found)}. Use "
             "--force to compare them all the same."
         )
 
 
-def initialisation_of(runs: dict[str, list[Run]]) -> dict[str, dict[str, list]]:
-    """Returns the keys that runs may differ in, and do -> initialisation -> the value of each run."""
+def initialization_of(runs: dict[str, list[Run]]) -> dict[str, dict[str, list]]:
+    """Returns the keys that runs may differ in, and do -> initialization -> the value of each run."""
     found = {}
     for key in KEYS_OF_INITIALIZATION + KEYS_OF_RANDOM_WEIGHTS:
         values = {name: [run.value(key) for run in members] for name, members in runs.items()}

@@ -20,7 +20,7 @@ def mean_interval(values: Iterable[float]) -> tuple[float, float]:
     return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
 
 
-def analyse_item(item: Mapping, axes: Mapping[str, Iterable], rows: Sequence[Mapping]) -> dict:
+def analyze_item(item: Mapping, axes: Mapping[str, Iterable], rows: Sequence[Mapping]) -> dict:
     """Works out one item of a study's report.
 
     Args:
@@ -62,7 +62,7 @@ def _points(item: Mapping, axes: Mapping[str, list], rows: Sequence[Mapping]) ->
 
 def best_of_sweep(item: Mapping, axes: Mapping[str, list], rows: Sequence[Mapping]) -> dict:
     """Finds the best x of each series: the highest y among those where no run diverged; arguments as those of
-    :func:`analyse_item`, axes ascending."""
+    :func:`analyze_item`, axes ascending."""
     lines = []
     for name in axes[item["series"]]:
         points = _points(item, axes, [row for row in rows if row[item["series"]] == name])

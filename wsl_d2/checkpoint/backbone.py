@@ -144,7 +144,7 @@ def load_backbone(
         extra_channels: for a model whose images have more channels than the file's, in the file's order and then the
             others: weights of the others are "zeros", the "mean" of the file's channels, or "keep" (the model's own).
         allow_missing: parts of names of modules that the model has beyond a plain ResNet and that keep their
-            initialisation, such as "conv2_offset".
+            initialization, such as "conv2_offset".
 
     Returns:
         A short report; the same is logged in one line.
@@ -153,7 +153,7 @@ def load_backbone(
         IncompleteLoadError: if a backbone tensor is missing, left over, of another shape or not finite, if the file
             holds no backbone or several, or if model and weights stride in other convolutions (such weights fit, and
             compute something else).
-        PixelStatisticsError: if ``cfg`` normalises images otherwise than the weights were trained with.
+        PixelStatisticsError: if ``cfg`` normalizes images otherwise than the weights were trained with.
         WeightsError: if the model has no backbone or several, or is on the meta device.
         FileNotFoundError: if there is no such file.
     """

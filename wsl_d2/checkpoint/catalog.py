@@ -147,7 +147,7 @@ class WSLHandler(WeightsHandler):
             raise MissingFileError(
                 f"no weights {self.PREFIX}{name}; known: {', '.join(WSL_WEIGHTS)}.{never}{suggest(name, WSL_WEIGHTS)}"
             )
-        _warn_of_licence()
+        _warn_of_license()
         return _provide(_wsl_file(name), force)
 
     def knows(self, name: str) -> bool:
@@ -309,7 +309,7 @@ def _torchvision_file(name: str) -> _PublicFile:
 
 
 @functools.cache  # once per process
-def _warn_of_licence() -> None:
+def _warn_of_license() -> None:
     logger.warning(
         "wsl:// weights are licensed under CC-BY-NC 4.0 (not for commercial use). They were made by Facebook (Meta), "
         "pretrained on hashtagged Instagram images and fine-tuned on ImageNet-1k."
@@ -428,8 +428,8 @@ def _convert_timm(model: Any, source: str, path: str) -> None:
             source, "it has the tensors of a plain ResNet or ResNeXt, but computes something else"
         )
     cfg = model.pretrained_cfg
-    licence = cfg.get("license") or "unknown"
-    logger.log(logging.WARNING if "-nc" in licence else logging.INFO, f"{source}: licence {licence}")
+    license = cfg.get("license") or "unknown"
+    logger.log(logging.WARNING if "-nc" in license else logging.INFO, f"{source}: license {license}")
     location = f"https://huggingface.co/{cfg['hf_hub_id']}" if cfg.get("hf_hub_id") else cfg.get("url") or source
     record = {
         **_timm_statistics(cfg),

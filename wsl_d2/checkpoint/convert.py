@@ -150,7 +150,7 @@ def stage_features(network: nn.Module, images: torch.Tensor) -> dict[str, torch.
     """The outputs of res2 to res5 of a network of detectron2, torchvision or timm, and "logits" of its "fc".
 
     Args:
-        images: (N, 3, H, W), normalised, in the network's channel order.
+        images: (N, 3, H, W), normalized, in the network's channel order.
     """
     with torch.no_grad():
         if isinstance(network, ResNet):
@@ -399,12 +399,12 @@ def _describe_for_timm(folder: Path, shape: Shape, record: Mapping[str, Any]) ->
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     rows = "\n".join(f"| {key} | {value} |" for key, value in record.items() if value is not None)
-    licence = record["license"] or "unknown"
-    note = "" if record["license"] else " The source does not say its licence: fill it in before you publish this."
+    license = record["license"] or "unknown"
+    note = "" if record["license"] else " The source does not say its license: fill it in before you publish this."
     (folder / "README.md").write_text(
         f"""---
 library_name: timm
-license: {licence.lower()}
+license: {license.lower()}
 tags:
 - image-feature-extraction
 - timm
@@ -421,7 +421,7 @@ model = timm.create_model("local-dir:FOLDER", pretrained=True)
 
 Images: RGB in [0, 1], then minus {mean} and divided by {std}.
 
-Licence: {licence}.{note}
+License: {license}.{note}
 
 | provenance | |
 |---|---|

@@ -156,7 +156,7 @@ def detect_format(state_dict: Mapping[str, Any]) -> str:
         "d2", "torchvision", "timm" or "caffe2".
 
     Raises:
-        ValueError: if no name, or names of two schemes, are recognised.
+        ValueError: if no name, or names of two schemes, are recognized.
     """
     schemes = find_backbones(state_dict)
     if not schemes:

@@ -1,4 +1,4 @@
-"""Pixel statistics travel with the weights: a detector that normalises its images otherwise stops here,
+"""Pixel statistics travel with the weights: a detector that normalizes its images otherwise stops here,
 because a wrong channel order or mean costs AP without any other sign."""
 
 import logging

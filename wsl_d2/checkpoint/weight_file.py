@@ -73,7 +73,7 @@ def missing_file(path: str, *words: str) -> MissingFileError:
 
 
 class PixelStatisticsError(WeightsError):
-    """A config normalises images otherwise than the weights it loads were trained with."""
+    """A config normalizes images otherwise than the weights it loads were trained with."""
 
 
 class IncompleteLoadError(WeightsError):

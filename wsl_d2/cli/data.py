@@ -59,7 +59,7 @@ def _make_arguments(parser: argparse.ArgumentParser) -> None:
         default="header",
         help="what of each image is looked at: nothing, format and size, or every pixel",
     )
-    parser.add_argument("--only-labelled", action="store_true", help="leave out posts without a label")
+    parser.add_argument("--only-labeled", action="store_true", help="leave out posts without a label")
     _add_shrinking(parser)
     add_runner(parser)
 
@@ -83,7 +83,7 @@ def make(args: argparse.Namespace) -> None:
         workers=runner_of(args, args.output),
         kind=None if args.format == "auto" else args.format,
         check=args.check,
-        only_labelled=args.only_labelled,
+        only_labeled=args.only_labeled,
         key_column=args.key_column,
         hashtags_column=args.hashtags_column,
         caption_column=args.caption_column,
@@ -249,8 +249,8 @@ def check(args: argparse.Namespace) -> int:
 def _view_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=local_path, help="folder of a finished dataset")
     parser.add_argument("target", type=local_path, help="folder to make")
-    parser.add_argument("--num-images", type=positive, help="labelled images to keep; all if left out")
-    parser.add_argument("--max-images-per-user", type=positive, help="labelled images of a user to keep")
+    parser.add_argument("--num-images", type=positive, help="labeled images to keep; all if left out")
+    parser.add_argument("--max-images-per-user", type=positive, help="labeled images of a user to keep")
     parser.add_argument("--seed", type=int, default=0, help="of the subset; smaller subsets lie within larger ones")
     parser.add_argument("--vocabulary", type=local_path, help="vocabulary.json that labels the images anew")
     parser.add_argument("--hashtags-column", help="column to label them by; the dataset's own if left out")

@@ -1,10 +1,10 @@
 """Near-duplicates between pretraining and evaluation images, which would make a transfer look better than it is.
 
 The evaluation images are indexed, the pretraining images streamed past them: memory depends on the former alone.
-A pair becomes a candidate by a perceptual hash, or by the nearest neighbours of deep features where an extractor is
+A pair becomes a candidate by a perceptual hash, or by the nearest neighbors of deep features where an extractor is
 given, and is then verified by its pixels: the best correlation of the two pictures over mirroring and crops.
 
-The hash has 64 bits: the signs, about their median, of the lowest 8 x 8 frequencies of a 32 x 32 grey picture. Each
+The hash has 64 bits: the signs, about their median, of the lowest 8 x 8 frequencies of a 32 x 32 gray picture. Each
 evaluation image is hashed as it is, mirrored, and in crops; each pretraining image as it is and in crops.
 """
 
@@ -85,7 +85,7 @@ def _crop(pictures: np.ndarray, left: float, top: float, side: float, size: int)
 
 
 def perceptual_hash(small: np.ndarray) -> np.ndarray:
-    """Hashes (n, 32, 32) grey pictures to (n, 8) uint8, 64 bits each."""
+    """Hashes (n, 32, 32) gray pictures to (n, 8) uint8, 64 bits each."""
     frequencies = dct(dct(small, axis=1, norm="ortho"), axis=2, norm="ortho")[:, :8, :8].reshape(len(small), 64)
     frequencies[:, 0] = 0  # brightness
     return np.packbits(frequencies > np.median(frequencies[:, 1:], axis=1, keepdims=True), axis=1)
@@ -102,7 +102,7 @@ def _is_flat(pictures: np.ndarray) -> np.ndarray:
     return pictures.std(axis=(1, 2)) < _FLAT
 
 
-def _normalised(pictures: np.ndarray) -> np.ndarray:
+def _normalized(pictures: np.ndarray) -> np.ndarray:
     """(n, ...) -> (n, d) of mean 0 and norm 1: brightness and contrast do not matter."""
     flat = pictures.reshape(len(pictures), -1)
     flat = flat - flat.mean(axis=1, keepdims=True)
@@ -116,13 +116,13 @@ def _five_places(side: float) -> np.ndarray:
 
 
 def _windows(picture: np.ndarray) -> np.ndarray:
-    """(m, 24 * 24) normalised crops of one (72, 72) picture at several scales and places, the whole of it first."""
+    """(m, 24 * 24) normalized crops of one (72, 72) picture at several scales and places, the whole of it first."""
     crops = [_crop(picture[None], 0, 0, 1, _COMPARED)]
     for side in (0.95, 0.9, 0.85):
         sampling = _five_places(side)
         grid = (sampling @ picture @ sampling.T).reshape(5, _COMPARED, 5, _COMPARED)
         crops.append(grid.transpose(0, 2, 1, 3).reshape(25, _COMPARED, _COMPARED))
-    return _normalised(np.concatenate(crops))
+    return _normalized(np.concatenate(crops))
 
 
 def _both_ways(picture: np.ndarray) -> list[np.ndarray]:
@@ -201,7 +201,7 @@ class DuplicateFinder:
     Args:
         evaluation: the images, of :func:`join`.
         extractor: deep features; hashes alone if None.
-        num_neighbours: candidates of each kind per pretraining image.
+        num_neighbors: candidates of each kind per pretraining image.
         max_hash_distance: bits of 64 in which a candidate's hash may differ.
         min_score: correlation, of four decimals, from which a candidate is a duplicate.
     """
@@ -211,13 +211,13 @@ class DuplicateFinder:
         evaluation: Pictures,
         extractor: Extractor | None = None,
         *,
-        num_neighbours: int = 21,
+        num_neighbors: int = 21,
         max_hash_distance: int = 14,
         min_score: float = 0.85,
     ):
         faiss = load_faiss()
         self.extractor = extractor
-        self.num_neighbours = num_neighbours
+        self.num_neighbors = num_neighbors
         self.max_hash_distance = max_hash_distance
         self.min_score = min_score
         self.keys, self.numbers, self.thumbnails = evaluation.keys, evaluation.numbers, evaluation.thumbnails
@@ -239,16 +239,16 @@ class DuplicateFinder:
         candidates: dict[tuple[int, int], list[float]] = {}
         queries = _hashes(thumbnails, mirror=False)
         per_image = queries.shape[1]
-        neighbours = min(self.num_neighbours, self._hash_index.ntotal)
-        distances, found = self._hash_index.search(np.ascontiguousarray(queries.reshape(-1, 8)), neighbours)
+        neighbors = min(self.num_neighbors, self._hash_index.ntotal)
+        distances, found = self._hash_index.search(np.ascontiguousarray(queries.reshape(-1, 8)), neighbors)
         for query, near in zip(*np.nonzero(distances <= self.max_hash_distance), strict=True):
             pair = (int(found[query, near]) // self._variants, int(query) // per_image)
             entry = candidates.setdefault(pair, [65.0, -2.0])
             entry[0] = min(entry[0], float(distances[query, near]))
         if self._feature_index is not None and self.extractor is not None:
-            neighbours = min(self.num_neighbours, len(self.keys))
+            neighbors = min(self.num_neighbors, len(self.keys))
             for turned in (list(pictures), [p.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for p in pictures]):
-                cosines, found = self._feature_index.search(_unit(self.extractor(turned)), neighbours)
+                cosines, found = self._feature_index.search(_unit(self.extractor(turned)), neighbors)
                 for image in range(len(pictures)):
                     for cosine, other in zip(cosines[image], found[image], strict=True):
                         entry = candidates.setdefault((int(other), image), [65.0, -2.0])

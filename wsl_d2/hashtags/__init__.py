@@ -1,4 +1,4 @@
-"""Text -> labels: hashtags are normalised and mapped, through WordNet 3.0, to the classes of a vocabulary."""
+"""Text -> labels: hashtags are normalized and mapped, through WordNet 3.0, to the classes of a vocabulary."""
 
 from wsl_d2.errors import VocabularyError
 

@@ -47,9 +47,9 @@ class LemmaTable:
     """Noun spellings, their senses, irregular plurals and hypernyms; made by :func:`load_lemma_table`.
 
     Attributes:
-        words: normalised spelling of every lemma -> number of the noun; -1 for verbs, adjectives and adverbs that are
+        words: normalized spelling of every lemma -> number of the noun; -1 for verbs, adjectives and adverbs that are
             no nouns.
-        plurals: normalised irregular plural -> normalised singulars ("geese" -> ("goose",)).
+        plurals: normalized irregular plural -> normalized singulars ("geese" -> ("goose",)).
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]):
@@ -74,7 +74,7 @@ class LemmaTable:
         self._plural_lengths = {ending: sorted(found, reverse=True) for ending, found in lengths.items()}
 
     def senses(self, key: str) -> list[str]:
-        """Returns the WordNet ids of the senses of a normalised noun, the most frequent first; empty for others."""
+        """Returns the WordNet ids of the senses of a normalized noun, the most frequent first; empty for others."""
         row = self.words.get(key, -1)
         if row < 0:
             return []
@@ -98,7 +98,7 @@ class LemmaTable:
         return [f"n{offset:08d}" for offset in self._offsets.tolist()]
 
     def lemmas(self, wnid: str) -> list[str]:
-        """Returns the normalised spellings of a synset's lemmas, the most usual first."""
+        """Returns the normalized spellings of a synset's lemmas, the most usual first."""
         place = self._place(wnid)
         rows = self._lemmas[self._lemmas_start[place] : self._lemmas_start[place + 1]]
         return [self._nouns[row] for row in rows.tolist()]

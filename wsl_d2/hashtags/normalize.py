@@ -14,7 +14,7 @@ def normalize_hashtag(text: str) -> str:
         text: the hashtag with or without its '#'.
 
     Returns:
-        The key; empty if the text holds no letter and no digit (a hashtag of emoji alone, say). Normalising a
+        The key; empty if the text holds no letter and no digit (a hashtag of emoji alone, say). Normalizing a
         key again does not change it.
 
     Raises:

@@ -12,7 +12,7 @@ class MappingPolicy(NamedTuple):
     """How a hashtag becomes a label.
 
     Attributes:
-        matching: "hashtags": as people write them, by :mod:`wsl_d2.hashtags.mapping`; "exact": a normalised spelling of
+        matching: "hashtags": as people write them, by :mod:`wsl_d2.hashtags.mapping`; "exact": a normalized spelling of
             the vocabulary or nothing, for classes that are no words, such as names of folders.
         max_distance: hypernym steps allowed from a hashtag's own synset up to a label; 0 is the strict merge of arXiv
             1805.00932.

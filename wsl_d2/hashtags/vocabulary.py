@@ -58,7 +58,7 @@ class Vocabulary:
     Attributes:
         name: "1.5k", "8.5k", "17k", "coco" or a free name.
         synsets: WordNet ids in label order, which is their sorted order.
-        hashtags: for each label, the normalised hashtags that stand for it.
+        hashtags: for each label, the normalized hashtags that stand for it.
         policy: how a hashtag becomes a label.
         rules: version of the mapping's own rules that it was built for, see `rules_checksum`.
         checksum: SHA-256 (hexadecimal) of all that decides a label; the name does not enter.
@@ -78,7 +78,7 @@ class Vocabulary:
 
         Raises:
             VocabularyError: no labels at all, or lists that contradict each other: lengths differ, a label
-                has no hashtag, a synset or hashtag occurs twice, a hashtag is not in normalised form.
+                has no hashtag, a synset or hashtag occurs twice, a hashtag is not in normalized form.
         """
         self.name = name
         self.synsets = tuple(synsets)
@@ -99,7 +99,7 @@ class Vocabulary:
             for hashtag in group:
                 if normalize_hashtag(hashtag) != hashtag or not hashtag:
                     raise VocabularyError(
-                        f"vocabulary {name!r}: hashtag {hashtag!r} of label {label} is not in normalised "
+                        f"vocabulary {name!r}: hashtag {hashtag!r} of label {label} is not in normalized "
                         f"form ({normalize_hashtag(hashtag)!r})"
                     )
                 other = label_of_hashtag.setdefault(hashtag, label)
@@ -140,7 +140,7 @@ class Vocabulary:
     ) -> "Vocabulary":
         """Builds a vocabulary from WordNet.
 
-        Each synset's hashtags are its lemma names, normalised. A hashtag that names several synsets of the
+        Each synset's hashtags are its lemma names, normalized. A hashtag that names several synsets of the
         vocabulary goes to its most frequent sense, by WordNet's order of senses (then to the smaller id):
         "crane" is the machine in "1.5k". (Where that order is wrong for photos, two tables of preferred senses
         correct it.) Of synsets that are chosen one by one ("1.5k", "coco", a free name), one that loses all its

@@ -63,9 +63,9 @@ def _search_folders() -> Iterator[Path]:
 
 
 def _read_version(data_noun: Path) -> str | None:
-    """The version that the licence text at the head of data.noun names, such as "3.0"."""
+    """The version that the license text at the head of data.noun names, such as "3.0"."""
     with data_noun.open(encoding="latin-1") as file:
-        for _, line in zip(range(29), file, strict=False):  # the licence takes 29 lines
+        for _, line in zip(range(29), file, strict=False):  # the license takes 29 lines
             match = re.search(r"Word[nN]et (\d+(?:\.\d+)*)\+? Copyright", line)
             if match:
                 return match.group(1)
@@ -168,7 +168,7 @@ def load_wordnet(path: str | Path | None = None) -> WordNetCorpusReader:
 
 @functools.cache
 def preferred_senses() -> dict[str, str]:
-    """Returns normalised spelling -> id of the sense to put first, from lvis_senses.tsv and preferred_senses.tsv.
+    """Returns normalized spelling -> id of the sense to put first, from lvis_senses.tsv and preferred_senses.tsv.
 
     WordNet orders senses by how often they occur in its tagged texts, where a "table" is one of numbers; where they
     never do, the order is arbitrary, and "tiger" is first a fierce person, "otter" first a fur.

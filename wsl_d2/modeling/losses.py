@@ -93,7 +93,7 @@ def _check_labels(logits: torch.Tensor, labels: torch.Tensor, image_index: torch
             raise ValueError(f"{name} must lie in [0, {limit}), got values from {low} to {high}")
     num_labels = torch.bincount(image_index, minlength=num_images)
     if int(num_labels.min()) == 0:
-        unlabelled = torch.nonzero(num_labels == 0).flatten().tolist()
+        unlabeled = torch.nonzero(num_labels == 0).flatten().tolist()
         raise ValueError(
-            f"image(s) {unlabelled[:10]} of the batch have no label; drop images without a label before batching"
+            f"image(s) {unlabeled[:10]} of the batch have no label; drop images without a label before batching"
         )

@@ -207,7 +207,7 @@ def _classes_and_errors(comparison: dict) -> list[str]:
             parts.append(table(header, rows))
     xlabel = f"gain in {IOU_NAMES[main]} AP, points"
     caption = (
-        f"In brackets the number of objects; grey: fewer than {_FEW_OBJECTS}. Filled: p < 0.05 after Holm’s "
+        f"In brackets the number of objects; gray: fewer than {_FEW_OBJECTS}. Filled: p < 0.05 after Holm’s "
         "correction for their number."
     )
     for kind, name in (("supercategories", "supercategory"), ("classes", "class")):
@@ -251,7 +251,7 @@ def _conditions(comparison: dict, command: str) -> list[str]:
     names = list(comparison["runs"])
     rows = [
         [key, *(describe_values(values[name]) for name in names)]
-        for key, values in comparison["initialisation"].items()
+        for key, values in comparison["initialization"].items()
     ]
     columns = range(1, 1 + len(names))
     provenance = {key: comparison[key] for key in ("ground_truth", "num_images", "num_resamples", "seed", "seed_sd")}

@@ -75,7 +75,7 @@ def _as_text(comparison: dict) -> str:
             lines.append(describe_gain(row, iou_type) + (f": {row[iou_type]['verdict']}" if known else ""))
         main = comparison["iou_types"][0]
         lines.append(f"  more certain ({IOU_NAMES[main]} AP): {describe_settling(row, main)}")
-    for key, values in comparison["initialisation"].items():
+    for key, values in comparison["initialization"].items():
         lines.append(f"{key} differs: " + "; ".join(f"{n}: {describe_values(v)}" for n, v in values.items()))
     lines += [f"compared by force, although {line}" for line in comparison["differences"]]
     return "\n".join(lines)

@@ -35,7 +35,7 @@ _SHOWN = 15
 
 @dataclass
 class Corpus:
-    """What is known of N labelled images.
+    """What is known of N labeled images.
 
     Args:
         users: (N,) int64, numbers of posters from 0 on; -1 if unknown.
@@ -80,7 +80,7 @@ class Concentration:
 
 
 def read_corpus(dataset: HashtagDataset) -> Corpus:
-    """Reads what is known of the labelled images from the indexes; takes 8 bytes an image and 12 a label of it.
+    """Reads what is known of the labeled images from the indexes; takes 8 bytes an image and 12 a label of it.
 
     Raises:
         ShardError: the indexes say nothing about who posted the images.
@@ -105,9 +105,9 @@ def read_corpus(dataset: HashtagDataset) -> Corpus:
             years.append(np.zeros(len(rows), np.int64))
             places.append(np.zeros(len(rows), np.int64))
         column = index.hashtags[own.hashtags_column]
-        is_labelled = np.zeros(len(index.keys), bool)
-        is_labelled[rows] = True
-        entries = column.codes[np.repeat(is_labelled, np.diff(column.indptr))]
+        is_labeled = np.zeros(len(index.keys), bool)
+        is_labeled[rows] = True
+        entries = column.codes[np.repeat(is_labeled, np.diff(column.indptr))]
         for name, number in zip(column.names, np.bincount(entries, minlength=len(column.names)).tolist(), strict=True):
             if number:
                 if len(kinds) > 1_000_000:
@@ -230,7 +230,7 @@ def _percent(share: float) -> str:
 def _bars(rows: list[list], shows: str) -> str:
     plots: list[str] = []
     total = sum(row[1] for row in rows)
-    with panel(plots, shows, 0.9 + 0.27 * len(rows), xlabel="% of the labelled images") as axis:
+    with panel(plots, shows, 0.9 + 0.27 * len(rows), xlabel="% of the labeled images") as axis:
         axis.barh([str(row[0]) for row in rows], [100 * row[1] / total for row in rows], color=style_of(0)[0])
         axis.invert_yaxis()
     return plots[0]
@@ -383,7 +383,7 @@ def origins_page(folder: str | Path, *, limit: int, mode: str, threshold: float,
     corpus = read_corpus(dataset)
     choices, stored = _choices(corpus, limit, mode, threshold)
     headline = (
-        f"{len(corpus.users):,} labelled images of {corpus.num_users:,} people; the most active 1% of them posted "
+        f"{len(corpus.users):,} labeled images of {corpus.num_users:,} people; the most active 1% of them posted "
         f"{_percent(stored.top[0.01])}. {stored.of_one:,} of {stored.num_labels:,} labels are one person's."
     )
     years, of_year = np.unique(corpus.years, return_inverse=True)
@@ -405,16 +405,16 @@ def origins_page(folder: str | Path, *, limit: int, mode: str, threshold: float,
         *choices,
         *_labels(corpus, stored, vocabulary),
         "<h2>Years</h2>",
-        panels([_bars(in_order, "Labelled images of each year")]),
+        panels([_bars(in_order, "Labeled images of each year")]),
         _table_of_groups(in_order, "year"),
         "<h2>Places</h2>",
         panels(
-            [_bars([*shown, *tail], "Labelled images of each place")], "Cells of 10 degrees by their south-west corner."
+            [_bars([*shown, *tail], "Labeled images of each place")], "Cells of 10 degrees by their south-west corner."
         ),
         _table_of_groups([*shown, *tail], "place"),
         "<h2>Words of the hashtags</h2>",
         paragraph(
-            "Of all hashtags of the labelled images, with and without a label. A single hashtag is too short to tell a "
+            "Of all hashtags of the labeled images, with and without a label. A single hashtag is too short to tell a "
             "language by."
         ),
         table(["kind", "hashtags", "share"], languages),

@@ -153,7 +153,7 @@ def plot_groups(gains: Mapping[str, dict], kind: str, title: str, xlabel: str, f
         gains: name -> see :func:`wsl_d2.analysis.ap_gain.gains_by`.
         kind: "class" or "supercategory".
         title, xlabel: of the plot.
-        few: those with fewer objects are drawn in grey.
+        few: those with fewer objects are drawn in gray.
     """
     plots: list[str] = []
     order = sorted(gains, key=lambda name: gains[name]["gain"])

@@ -16,7 +16,7 @@ def describe_epoch(counts: np.ndarray, num_images: int, epoch: EpochDistribution
     used = counts > 0
     factors = epoch.draws[used] / counts[used]
     lines = [
-        f"{num_images:,} labelled images, {used.sum():,} of {len(counts):,} hashtags on an image",
+        f"{num_images:,} labeled images, {used.sum():,} of {len(counts):,} hashtags on an image",
         f"one epoch: {epoch.length:,} draws, {epoch.length / num_images:.3f} an image; an image of a hashtag comes "
         f"{factors.min():.2f} to {factors.max():.2f} times on average",
     ]

@@ -11,7 +11,7 @@ import numpy as np
 from tabulate import tabulate
 
 from wsl_d2.analysis.records import without_nan
-from wsl_d2.analysis.study import analyse_item, ascending
+from wsl_d2.analysis.study import analyze_item, ascending
 from wsl_d2.files import write_atomically
 from wsl_d2.report.gains import write_gains
 from wsl_d2.report.numbers import mean_and_spread, p_value, signed, with_interval
@@ -20,14 +20,14 @@ from wsl_d2.report.plots import INK, QUIET, log_ticks, panel, style_of
 from wsl_d2.study.study import Cell, Study
 
 
-def analyse(study: Study, rows: list[dict]) -> list[dict]:
+def analyze(study: Study, rows: list[dict]) -> list[dict]:
     """Works out each item of the study's report from the rows of :meth:`Study.read_results`.
 
     Raises:
         RunError: an item has no rows.
     """
     items = [item for item in study.report if item["kind"] != "comparison"]
-    return [analyse_item({**item, "labels": study.labels}, study.axes, rows) for item in items]
+    return [analyze_item({**item, "labels": study.labels}, study.axes, rows) for item in items]
 
 
 def format_text(study: Study, analysis: list[dict]) -> str:
@@ -55,7 +55,7 @@ def _heading(item: dict) -> str:
 
 
 def table_of_item(item: dict) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of one item of :func:`analyse`."""
+    """Header and rows of one item of :func:`analyze`."""
     if item["kind"] == "levels":
         rows = [
             [
@@ -256,7 +256,7 @@ def write_study(study: Study, output: str | Path) -> str:
         if item["kind"] == "comparison":
             texts += _compare(study, output, item)
     rows = study.read_results(output)
-    if analysis := analyse(study, rows):
+    if analysis := analyze(study, rows):
         page = write_report(study, rows, analysis, output)
         texts += [format_text(study, analysis), f"{page}, {output / 'report.json'}, {output / 'results.csv'}"]
     return "\n".join(texts)

@@ -129,7 +129,7 @@ def training_data_page(cfg, num_images: int, num_statistics: int) -> str:
     dataset.mapper = None
     good, kinds, bad = read_statistics(dataset, num_statistics)
     stored = (
-        f"{len(dataset):,} labelled images, {dataset.num_labels:,} labels of vocabulary {vocabulary.name}, "
+        f"{len(dataset):,} labeled images, {dataset.num_labels:,} labels of vocabulary {vocabulary.name}, "
         f"{before.sum() / len(dataset):.2f} labels an image, {(before == 0).sum():,} labels without an image."
     )
     crop = f"Crops of {cfg.INPUT.RANDOM_RESIZED_CROP.SIZE} pixels, decoding {cfg.INPUT.DECODING}; click to enlarge."

@@ -115,7 +115,7 @@ def pretrain(
     parts = {}
     for part in ("train", "val"):
         parts[part] = make_view(shards, output / part, held_out=held_out, part=part, seed=seed, workers=workers)
-        say(f"{output / part}: {parts[part]['num_images']:,} labelled photos, {parts[part]['num_labels']:,} labels")
+        say(f"{output / part}: {parts[part]['num_images']:,} labeled photos, {parts[part]['num_labels']:,} labels")
     config = output / "pretrain.yaml"
     written = _config(
         output,
@@ -220,7 +220,7 @@ def _make_shards(
         caption_column=columns.caption_column,
     )
     account = ", ".join(f"{reason}: {count:,}" for reason, count in manifest["account"].items())
-    say(f"{output / 'shards'}: {manifest['num_images']:,} labelled photos ({account})")
+    say(f"{output / 'shards'}: {manifest['num_images']:,} labeled photos ({account})")
     return output / "shards"
 
 

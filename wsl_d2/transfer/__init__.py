@@ -10,11 +10,11 @@ from wsl_d2.transfer.linear_probe import (
     probe_features,
     split_held_out,
 )
-from wsl_d2.transfer.logistic_regression import CentredFeatures, LogisticRegression, fit_logistic_regression
+from wsl_d2.transfer.logistic_regression import CenteredFeatures, LogisticRegression, fit_logistic_regression
 from wsl_d2.transfer.probe_backbone import probe_backbone
 
 __all__ = [
-    "CentredFeatures",
+    "CenteredFeatures",
     "Features",
     "L2_GRID",
     "LogisticRegression",

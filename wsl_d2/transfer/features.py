@@ -134,7 +134,7 @@ def pooled_features(
     with inference_context(model):
         for batch in build_hashtag_test_loader(cfg, dataset, images):
             rows = range(first, first + len(batch["keys"]))
-            # In place of an image that cannot be decoded, the loader delivered its neighbour.
+            # In place of an image that cannot be decoded, the loader delivered its neighbor.
             damaged = [row for row in rows if dataset[row]["skipped"]] if batch["skipped"] else []
             with torch.inference_mode():
                 values = model.features(batch).float().cpu().numpy()

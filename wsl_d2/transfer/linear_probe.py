@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from wsl_d2.transfer.features import Features, ProbeError
-from wsl_d2.transfer.logistic_regression import CentredFeatures, LogisticRegression, fit_logistic_regression
+from wsl_d2.transfer.logistic_regression import CenteredFeatures, LogisticRegression, fit_logistic_regression
 
 # Strengths tried, of the mean objective; features are scaled to unit variance on average before.
 L2_GRID = tuple(10.0**exponent for exponent in range(-8, 2))
@@ -136,13 +136,13 @@ def _fit_path(
 ) -> tuple[LogisticRegression, dict[float, float]]:
     """See :func:`choose_l2`; returns the classifier of the strength chosen, fitted to all but the held-out images."""
     fitting, held_out = split_held_out(labels, held_out_fraction, seed)
-    centred = CentredFeatures(features[fitting], device)
+    centered = CenteredFeatures(features[fitting], device)
     accuracy: dict[float, float] = {}
     best = fitted = None
     best_hits = np.zeros(len(held_out), bool)
     for l2 in sorted(grid, reverse=True):  # each started at the last: a path of solutions
         fitted = fit_logistic_regression(
-            centred, labels[fitting], num_classes, l2, init=fitted, tolerance=_TOLERANCE_OF_PATH
+            centered, labels[fitting], num_classes, l2, init=fitted, tolerance=_TOLERANCE_OF_PATH
         )
         hits = top_k_hits(fitted.scores(features[held_out]), labels[held_out], 1)
         accuracy[l2] = 100.0 * float(hits.mean())
@@ -174,7 +174,7 @@ def linear_probe(
 ) -> ProbeResult:
     """Fits on the training features, judges on the test features.
 
-    Features of both parts are centred by the training mean and divided by one number, the root mean square deviation
+    Features of both parts are centered by the training mean and divided by one number, the root mean square deviation
     over all axes, so that a strength means the same for every backbone; the axes keep their relative sizes.
 
     Args:

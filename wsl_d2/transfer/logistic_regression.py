@@ -1,6 +1,6 @@
-"""L2-regularised multinomial logistic regression, fitted to convergence: the classifier of a linear probe.
+"""L2-regularized multinomial logistic regression, fitted to convergence: the classifier of a linear probe.
 
-The objective is scikit-learn's, per image: mean cross-entropy in nats + l2 / 2 * |W|^2, the bias not penalised
+The objective is scikit-learn's, per image: mean cross-entropy in nats + l2 / 2 * |W|^2, the bias not penalized
 (scikit-learn's C is 1 / (l2 * N)). It is strictly convex in W, so every solver finds the same one.
 
 The solver is Newton's method with conjugate gradients on changed variables. The Hessian is about A (x) M + l2 I with A
@@ -56,8 +56,8 @@ class LogisticRegression:
         return torch.addmm(bias, torch.from_numpy(np.asarray(features, np.float32)), weight.T).numpy()
 
 
-class CentredFeatures:
-    """Features on the device that fits, centred and with a column of ones; shared by fits with several strengths.
+class CenteredFeatures:
+    """Features on the device that fits, centered and with a column of ones; shared by fits with several strengths.
 
     Fewer images than features are turned into as many coordinates as there are images.
 
@@ -123,7 +123,7 @@ def _residuals(log_probabilities: torch.Tensor, targets: torch.Tensor) -> torch.
 class _Objective:
     """The objective, its gradient and its Hessian in the weight (C, D + 1), the last column of which is the bias."""
 
-    def __init__(self, features: CentredFeatures, targets: torch.Tensor, num_classes: int, l2: float):
+    def __init__(self, features: CenteredFeatures, targets: torch.Tensor, num_classes: int, l2: float):
         self.features = features
         self.targets = targets
         self.num_classes = num_classes
@@ -206,7 +206,7 @@ class _Objective:
 
 
 def fit_logistic_regression(
-    features: np.ndarray | CentredFeatures,
+    features: np.ndarray | CenteredFeatures,
     labels: np.ndarray,
     num_classes: int,
     l2: float,
@@ -219,21 +219,21 @@ def fit_logistic_regression(
     """Fits to convergence.
 
     Args:
-        features: (N, D), or their :class:`CentredFeatures` when several strengths are fitted.
+        features: (N, D), or their :class:`CenteredFeatures` when several strengths are fitted.
         labels: (N,) integers in [0, num_classes).
         num_classes: C, at least 2.
-        l2: strength of the regulariser, > 0.
+        l2: strength of the regularizer, > 0.
         init: where to start; the solution does not depend on it.
         tolerance: ends when the objective can fall by about this fraction of itself, by its local quadratic model.
         max_iterations: products with the Hessian.
-        device: where to compute, unless centred features are given.
+        device: where to compute, unless centered features are given.
 
     Raises:
         ValueError: shapes, labels, or l2 out of range.
         RuntimeError: not converged after ``max_iterations``.
     """
-    centred = features if isinstance(features, CentredFeatures) else CentredFeatures(features, device)
-    num_images, dimension = centred.values.shape
+    centered = features if isinstance(features, CenteredFeatures) else CenteredFeatures(features, device)
+    num_images, dimension = centered.values.shape
     labels = np.asarray(labels)
     if labels.shape != (num_images,) or labels.dtype.kind not in "iu":
         raise ValueError(f"labels must be ({num_images},) integers, got {labels.dtype} {labels.shape}.")
@@ -245,15 +245,15 @@ def fit_logistic_regression(
     if not (math.isfinite(l2) and l2 > 0):
         raise ValueError(f"l2 is a positive number, got {l2}.")
 
-    targets = torch.from_numpy(labels.astype(np.int64)).to(centred.values.device)
-    objective = _Objective(centred, targets, num_classes, l2)
+    targets = torch.from_numpy(labels.astype(np.int64)).to(centered.values.device)
+    objective = _Objective(centered, targets, num_classes, l2)
     weight = torch.zeros(num_classes, dimension, dtype=torch.float64, device=targets.device)
     if init is not None:
-        weight = _without_mean(torch.from_numpy(centred.to_own(init.weight, init.bias)).to(targets.device))
+        weight = _without_mean(torch.from_numpy(centered.to_own(init.weight, init.bias)).to(targets.device))
 
     value, gradient = objective(weight)
     # Rounding ends the descent, too: twice in a row nothing was gained that the arithmetic could tell.
-    precision, stalled = (1e-13 if centred.values.dtype == torch.float64 else 1e-8), 0
+    precision, stalled = (1e-13 if centered.values.dtype == torch.float64 else 1e-8), 0
     variables, computed_at = objective.change_of_variables(weight), objective.num_products
     while True:
         # Half of the squared norm is how far a Newton step would lower the objective.
@@ -275,7 +275,7 @@ def fit_logistic_regression(
         weight, value, gradient = _line_search(objective, weight, gradient, step)
         stalled = stalled + 1 if previous - value <= precision * previous else 0
 
-    matrix, bias = centred.from_own(weight.cpu().numpy())
+    matrix, bias = centered.from_own(weight.cpu().numpy())
     return LogisticRegression(
         weight=matrix,
         bias=bias - bias.mean(),  # the softmax ignores a shift common to all classes

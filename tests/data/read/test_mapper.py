@@ -60,7 +60,7 @@ def test_crop_boxes_lie_inside_and_have_the_asked_area_and_aspect():
         assert 0.70 < width / height < 1.42
 
 
-def test_test_time_crop_is_the_centre():
+def test_test_time_crop_is_the_center():
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[10:30, 20:40] = 200
     crop = HashtagMapper(False, size=20, short_side=40)(encoded(Image.fromarray(pixels)))

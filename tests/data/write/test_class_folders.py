@@ -169,7 +169,7 @@ def test_fine_tuning_through_the_tools(folder, datasets, tmp_path):
         ("val", ["--classes-of", tmp_path / "d/train"]),
     ):
         printed = wsl_d2("data", "from-folders", folder, "--output", tmp_path / "d" / split, *extra)
-    assert "24 labelled images in 1 shards" in printed and "classes: 4" in printed
+    assert "24 labeled images in 1 shards" in printed and "classes: 4" in printed
     train(datasets, tmp_path / "pretrained", SOLVER__TOTAL_IMAGES=48)
     folders = "[['c_train', 'd/train'], ['c_val', 'd/val']]"
     options = {"DATASETS__HASHTAG_FOLDERS": folders, "DATASETS__TRAIN": "('c_train',)", "DATASETS__TEST": "('c_val',)"}

@@ -88,8 +88,8 @@ def test_a_call_with_other_options_changes_nothing(posts, tmp_path):
     make(posts, "out")
     before = {path: path.read_bytes() for path in (posts / "out").iterdir()}
     Vocabulary.build("pets", load_wordnet(), synsets=["n02084071", "n02121620"]).save(posts / "pets.json")
-    printed = make(posts, "out", "--only-labelled", "--vocabulary", posts / "pets.json", code=2)
-    assert "is the place of another dataset: vocabulary" in printed and "only_labelled false, not true" in printed
+    printed = make(posts, "out", "--only-labeled", "--vocabulary", posts / "pets.json", code=2)
+    assert "is the place of another dataset: vocabulary" in printed and "only_labeled false, not true" in printed
     assert printed.splitlines()[-1].startswith("wsl-d2 data make: ") and printed.count("wsl-d2 data make: ") == 1
     assert {path: path.read_bytes() for path in (posts / "out").iterdir()} == before
     (posts / "mine").mkdir()
@@ -151,7 +151,7 @@ def test_existing_tars_are_indexed_in_place(posts):
         path.unlink()
     (out / "shard-000001.index.npz.partial-17").write_bytes(b"of a process that was killed")
     printed = wsl_d2("data", "index", out, "--vocabulary", posts / "vocabulary.json", "--workers", 2)
-    assert "26 labelled images in 4 shards, 1 images without a label" in printed
+    assert "26 labeled images in 4 shards, 1 images without a label" in printed
     assert not list(out.glob("*.partial-*"))
     assert json.loads((out / "manifest.json").read_text()).items() <= before.items()
     (out / "evil.tar").write_bytes(b"no tar at all" * 100)

@@ -1,4 +1,4 @@
-"""Which images of a shard are labelled, and with what: the one step from raw hashtags to what trains.
+"""Which images of a shard are labeled, and with what: the one step from raw hashtags to what trains.
 
 ``shard-000000.labels.npz`` names the vocabulary's checksum and the column of hashtags it was made from, and the tar.
 
@@ -58,7 +58,7 @@ class HashtagIndex:
 
 @dataclass
 class ShardLabels:
-    """The labelled images of one shard.
+    """The labeled images of one shard.
 
     Args:
         rows: (N,) int32, rows of the shard's index, ascending.
@@ -139,7 +139,7 @@ def sorted_unique(numbers: np.ndarray) -> np.ndarray:
 
 
 def select_images(labels: ShardLabels, chosen: np.ndarray) -> ShardLabels:
-    """Returns the labels of some of the labelled images alone; ``chosen`` are their places, ascending."""
+    """Returns the labels of some of the labeled images alone; ``chosen`` are their places, ascending."""
     lengths = np.diff(labels.indptr)[chosen]
     starts = labels.indptr[:-1][chosen]
     indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -205,7 +205,7 @@ class ShardedIndex:
 
     Args:
         read: shard number -> something with ``indptr`` and ``labels``, such as its :class:`ShardLabels`.
-        num_images: (S,) labelled images of each shard.
+        num_images: (S,) labeled images of each shard.
         hashtag_counts: (C,) number of images with each label.
 
     Attributes:

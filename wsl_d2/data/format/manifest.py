@@ -5,7 +5,7 @@ A dataset is a folder::
     vocabulary.json           which hashtags are labels (wsl_d2.hashtags.Vocabulary)
     shard-000000.tar          <key>.jpg and <key>.json, the latter with at least {"hashtags": [...]}
     shard-000000.index.npz    where each image lies in the tar, and its raw hashtags
-    shard-000000.labels.npz   which images are labelled, and with what
+    shard-000000.labels.npz   which images are labeled, and with what
     manifest.json             vocabulary, column, counts, bytes and SHA-256 of every shard; written last
 """
 
@@ -91,7 +91,7 @@ def finish_dataset(
 
     Args:
         folder: holds ``*.tar`` with their indexes and labels.
-        vocabulary: the one the shards were labelled with.
+        vocabulary: the one the shards were labeled with.
         extra: more entries for the manifest.
         names: of the tars, which may lie elsewhere; those in the folder if None.
 
@@ -137,7 +137,7 @@ def finish_dataset(
         )
     if len(columns) > 1:
         (one, first), (other, second), *_ = columns.items()
-        raise ShardError(f"{folder}: {first} was labelled by column {one!r}, {second} by {other!r}; index them again.")
+        raise ShardError(f"{folder}: {first} was labeled by column {one!r}, {second} by {other!r}; index them again.")
     manifest = (extra or {}) | {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -165,7 +165,7 @@ def finish_dataset(
 def describe_images(manifest: dict) -> str:
     """Returns what is in a dataset and what was left out, with reasons, for people to read."""
     parts = [
-        f"{manifest['num_images']:,} labelled images in {len(manifest['shards']):,} shards, "
+        f"{manifest['num_images']:,} labeled images in {len(manifest['shards']):,} shards, "
         f"{manifest['num_unlabelled']:,} images without a label"
     ]
     parts += [f"{count:,} images without hashtags: {reason}" for reason, count in manifest["without_hashtags"].items()]
@@ -202,7 +202,7 @@ def read_manifest(folder: str | Path) -> dict:
     if checksum != manifest["vocabulary_checksum"]:
         raise ShardError(
             f"{Path(folder) / VOCABULARY} is vocabulary {name!r} {checksum[:12]}, but the "
-            f"shards were labelled with {manifest['vocabulary']!r} {manifest['vocabulary_checksum'][:12]}. Put the "
+            f"shards were labeled with {manifest['vocabulary']!r} {manifest['vocabulary_checksum'][:12]}. Put the "
             "right vocabulary.json back or index the shards again."
         )
     return manifest
@@ -214,7 +214,7 @@ class ShardTable:
 
     Attributes:
         names: (S,) bytes.
-        num_images, num_bytes: (S,) int64, labelled images, and size of the tar.
+        num_images, num_bytes: (S,) int64, labeled images, and size of the tar.
         sha256, labels_sha256: (S,) 32 bytes each, of the tars and of the labels.
     """
 

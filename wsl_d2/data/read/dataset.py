@@ -1,4 +1,4 @@
-"""HashtagDataset: map-style access to the labelled images of a folder of shards."""
+"""HashtagDataset: map-style access to the labeled images of a folder of shards."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _Content = TypeVar("_Content")
 
 
 class HashtagDataset(Dataset):
-    """The labelled images of a folder of shards, by number.
+    """The labeled images of a folder of shards, by number.
 
     ``dataset[i]`` or ``dataset[i, position]`` gives a dict with "image" (uint8 (3, H, W), or without a mapper
     the encoded bytes), "labels" ((k,) int64), "key" (str) and "skipped" (list of (key, reason)): an image that cannot

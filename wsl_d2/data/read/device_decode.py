@@ -125,9 +125,9 @@ def decode_batch(batch: dict, device: torch.device | str) -> dict:
     if damaged:
         if not kept:
             raise DamagedImageError("corrupt", f"all images of a batch, the first {batch['keys'][0]!r}")
-        labelled = torch.isin(batch["image_index"], torch.tensor(kept))
-        batch["labels"] = batch["labels"][labelled]
-        batch["image_index"] = torch.searchsorted(torch.tensor(kept), batch["image_index"][labelled])
+        labeled = torch.isin(batch["image_index"], torch.tensor(kept))
+        batch["labels"] = batch["labels"][labeled]
+        batch["image_index"] = torch.searchsorted(torch.tensor(kept), batch["image_index"][labeled])
         batch["skipped"] = batch["skipped"] + [(batch["keys"][number], reason) for number, reason in damaged.items()]
         batch["keys"] = [batch["keys"][number] for number in kept]
     return batch

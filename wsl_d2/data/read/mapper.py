@@ -82,11 +82,11 @@ class HashtagMapper:
     """Decodes and crops one image.
 
     Args:
-        is_train: RandomResizedCrop and horizontal flip; otherwise resize of the short side and centre crop.
+        is_train: RandomResizedCrop and horizontal flip; otherwise resize of the short side and center crop.
         image_format: "RGB" or "BGR" (``INPUT.FORMAT``).
         size: side of the crop in pixels.
         scale, ratio: area fraction and aspect range of the training crop.
-        short_side: pixels; length of the short side before the test's centre crop.
+        short_side: pixels; length of the short side before the test's center crop.
         decoding: "exact" equals torchvision's transforms of Pillow images bit for bit. "fast" trains on crops whose
             JPEG is shrunk while decoding, and tests as "exact". "device" leaves plain JPEG of training for
             :func:`wsl_d2.data.read.device_decode.decode_batch`, and is "exact" for all else.

@@ -48,7 +48,7 @@ def load_post(
     images: str,
     found: ImageFolder | TableImages | None,
     check: str,
-    only_labelled: Vocabulary | None,
+    only_labeled: Vocabulary | None,
     shrinking: Shrinking,
 ) -> Sample:
     """Returns the sample of a post; ValueError is the reason for rejecting it.
@@ -58,11 +58,11 @@ def load_post(
         images: a pattern with {key} in it, or the folder of ``found``.
         found: the images in that folder, or in a column of the table.
         check: one of ``IMAGE_CHECKS``.
-        only_labelled: rejects posts that have no label of this vocabulary.
+        only_labeled: rejects posts that have no label of this vocabulary.
         shrinking: how large images are stored.
     """
     key, hashtags, origin, table, row = post
-    if only_labelled is not None and not len(only_labelled.labels(hashtags)):
+    if only_labeled is not None and not len(only_labeled.labels(hashtags)):
         raise ValueError("no label")
     if isinstance(found, TableImages):
         data = found.read(table, row)
@@ -92,7 +92,7 @@ def make_shards(
     workers: Workers = 1,
     kind: str | None = None,
     check: str = "header",
-    only_labelled: bool = False,
+    only_labeled: bool = False,
     key_column: str = "key",
     hashtags_column: str = "hashtags",
     caption_column: str | None = None,
@@ -120,7 +120,7 @@ def make_shards(
         workers: processes, or a cluster.
         kind: format of the posts, by their names if None.
         check: "none", "header" (format and size) or "full" (decodes every image).
-        only_labelled: leave out posts without a label of the vocabulary; by default they are kept, for another one.
+        only_labeled: leave out posts without a label of the vocabulary; by default they are kept, for another one.
         key_column, hashtags_column, caption_column: names in the posts; hashtags come from the caption if it is given.
         user_column, time_column, place_column: who posted each image, when and where, which is kept as
             :mod:`wsl_d2.data.format.origin` tells; two columns of coordinates are "longitude,latitude". YFCC100M's are
@@ -156,7 +156,7 @@ def make_shards(
         "vocabulary": vocabulary.checksum,
         "images_per_shard": images_per_shard,
         "check": check,
-        "only_labelled": only_labelled,
+        "only_labeled": only_labeled,
         "columns": [key_column, caption_column or hashtags_column, *filter(None, origin.values())],
         "max_images_per_user": max_images_per_user,
         **shrinking.facts(),
@@ -176,10 +176,10 @@ def make_shards(
         images=images,
         found=found,
         check=check,
-        only_labelled=vocabulary if only_labelled else None,
+        only_labeled=vocabulary if only_labeled else None,
         shrinking=shrinking,
     )
-    identity = json.dumps([images, check, only_labelled, *shrinking.facts().values()])
+    identity = json.dumps([images, check, only_labeled, *shrinking.facts().values()])
     writing = Writing(load, _key_of, _facts_of, vocabulary, identity, store, is_url(images))
     with reserved_folder(store, facts):
         account += write_dataset(writing, _parts(_chain(first, rows), images_per_shard, max_images_per_user), workers)

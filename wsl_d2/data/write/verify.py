@@ -30,7 +30,7 @@ class ShardReport:
             images", "no labels", "damaged labels", "labels of another vocabulary", "other labels", "not in the
             manifest", "unreadable", or "".
         detail: more of it.
-        num_images: labelled images looked at.
+        num_images: labeled images looked at.
         damaged: (key, reason) of those that cannot be decoded, and of those that are not what was indexed.
         stamp: sizes and times of the files, by which an unchanged shard is recognized.
     """

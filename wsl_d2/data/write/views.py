@@ -70,8 +70,8 @@ def make_view(
     Args:
         source: a finished dataset.
         target: the folder to make.
-        num_images: labelled images to keep; all if None.
-        max_images_per_user: labelled images of a poster to keep, those with the smallest hashes; all if None.
+        num_images: labeled images to keep; all if None.
+        max_images_per_user: labeled images of a poster to keep, those with the smallest hashes; all if None.
         seed: of the subset, the split and the limit.
         vocabulary: labels the images anew from the raw hashtags in the indexes; the source's own if None.
         hashtags_column: the column to label them by; the source's own if None.
@@ -85,7 +85,7 @@ def make_view(
         The view's manifest.
 
     Raises:
-        ShardError: the source is not finished, has changed since it was indexed, or has fewer labelled images than
+        ShardError: the source is not finished, has changed since it was indexed, or has fewer labeled images than
             asked for; or the target is something else.
     """
     source, target = Path(source), Path(target)
@@ -148,7 +148,7 @@ def _check_source(source: Path, table: ShardTable) -> None:
 
 
 def _label_one(shared: _Labelling, item: tuple[int, str]) -> tuple[int, int]:
-    """Links a shard and labels it; returns its number and how many labelled images it has."""
+    """Links a shard and labels it; returns its number and how many labeled images it has."""
     number, name = item
     for path in (shared.source / name, index_path(shared.source / name)):
         link = shared.target / path.name
@@ -217,7 +217,7 @@ def _keep_smallest(folder: Path, names: list[str], num_images: int, seed: int) -
     everything = np.concatenate(hashes)
     if num_images > len(everything):
         raise EmptyDatasetError(
-            f"{folder}: asked for a subset of {num_images} images; there are {len(everything)} labelled ones."
+            f"{folder}: asked for a subset of {num_images} images; there are {len(everything)} labeled ones."
         )
     limit = np.partition(everything, num_images - 1)[num_images - 1]
     if (everything <= limit).sum() != num_images:
@@ -228,7 +228,7 @@ def _keep_smallest(folder: Path, names: list[str], num_images: int, seed: int) -
 
 
 def _hashes(index: ShardIndex, labels: ShardLabels, seed: int) -> np.ndarray:
-    """(N,) uint64 of a shard's labelled images."""
+    """(N,) uint64 of a shard's labeled images."""
     return _keyed_hashes(index.keys[labels.rows].tolist(), seed)
 
 
