@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -331,6 +332,7 @@ def written(study, rows, folder):
     return analysis, format_text(study, analysis), write_report(study, rows, analysis, folder).read_text()
 
 
+SIZES = ("small", "large")
 SWEEP = "  - {kind: sweep, x: n, series: size, y: score}\n"
 
 
@@ -403,6 +405,20 @@ def test_levels_without_runs_of_a_result_are_left_out(toy, tmp_path):
 def test_a_study_file_that_is_not_there_is_told_in_words(tmp_path):
     with pytest.raises(StudyError, match=r"none\.yaml does not exist, or is no file; studies of the mini-world are in"):
         Study.load(tmp_path / "none.yaml")
+
+
+def test_a_line_that_levels_off_is_not_drawn_on(toy, tmp_path):
+    toy.write_text(toy.read_text().replace("[10, 100, 1000]", "[10, 100, 1000, 10000]"))
+    study = Study.load(toy)
+    jitter = {0: 0.1, 1: -0.1}
+
+    def score(n, size, seed):
+        return 5 * math.log10(n) + jitter[seed] if size == "small" else 80 - 60 / n**0.5 + jitter[seed]
+
+    _, text, _ = written(study, toy_rows(study, score), tmp_path)
+    small, large = (next(line for line in text.splitlines() if line.startswith(f"{size}: +")) for size in SIZES)
+    assert "a new run with 100,000 would give 25.0" in small and large.endswith(" score per tenfold n.")
+    assert "large: a curve that levels off describes the results better than the line" in text
 
 
 def test_records_tell_what_the_page_tells(toy, tmp_path):

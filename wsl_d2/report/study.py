@@ -146,12 +146,12 @@ def _about_growth(item: dict) -> list[str]:
     x, y = _name(item, "x"), _name(item, "y")
     sentences = []
     for line in item["lines"]:
-        at = line["prediction"]
-        between = "[{:.1f}, {:.1f}]".format(*at["interval"])
-        sentences.append(
-            f"{line['series']}: {_change(line['slope_per_decade'], *line['slope_interval'])} {y} per tenfold {x}; a "
-            f"new run with {at['x']:,} would give {at['value']:.1f} {between} if the line went on."
-        )
+        at, growth = line["prediction"], line["growth"]
+        sentence = f"{line['series']}: {_change(line['slope_per_decade'], *line['slope_interval'])} {y} per tenfold {x}"
+        if growth is None or growth["aicc_difference"] >= 0:  # the line is not the worse description
+            between = "[{:.1f}, {:.1f}]".format(*at["interval"])
+            sentence += f"; a new run with {at['x']:,} would give {at['value']:.1f} {between} if the line went on"
+        sentences.append(f"{sentence}.")
     for line in item["lines"]:
         if (growth := line["growth"]) is not None:
             better = "levels off describes" if growth["aicc_difference"] < 0 else "levels off does not describe"
