@@ -168,6 +168,8 @@ def _about_growth(item: dict) -> list[str]:
         )
     if all(point["runs"] < 2 for line in item["lines"] for point in line["points"]):
         sentences.append("One run at each place: the intervals are of the scatter about the lines.")
+    else:
+        sentences.append("± and brackets are 95% intervals.")
     return sentences
 
 
