@@ -156,6 +156,18 @@ def test_what_is_missing_is_run_again_and_failures_are_named(toy):
         run(toy)
 
 
+def test_the_seconds_of_a_run_are_those_of_all_its_starts(toy):
+    study = Study.load(toy)
+    (cell,) = [c for c in study.cells(toy.parent / "out") if c.name == "data/n=10"]
+    (toy.parent / "tool.py").write_text("import time\ntime.sleep(1)\n" + SCRIPT)
+    cell.note(None, seconds_so_far=1000.0)
+    run_locally([cell], jobs=1, root=toy.parent, say=lambda text: None)
+    assert 1001 < cell.seconds_taken() < 1060
+    cell.done.unlink()  # made again from its beginning
+    run_locally([cell], jobs=1, root=toy.parent, say=lambda text: None)
+    assert 1 < cell.seconds_taken() < 60
+
+
 TRAINING = """
 import pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1]).parent
@@ -198,6 +210,9 @@ def test_a_signal_to_a_study_lets_its_trainings_save_and_leaves_no_process(toy, 
         assert process.returncode == (130 if number == signal.SIGINT else 75), errors
         assert errors.strip() == "wsl-d2 study: stopped; finished runs are kept, and the same command goes on."
     assert len(list(toy.parent.rglob("saved"))) == 2 and not processes_with(str(toy.parent))
+    if number != signal.SIGKILL:
+        cells = [json.loads(path.read_text()) for path in toy.parent.rglob("study_cell.json")]
+        assert len(cells) == 2 and all(cell["seconds"] is None and cell["seconds_so_far"] > 0 for cell in cells)
 
 
 def processes_with(text):

@@ -24,6 +24,7 @@ from wsl_d2.engine.plan import RunPlan, open_plan
 from wsl_d2.engine.signals import stop_at_once
 from wsl_d2.engine.trainer import DetectionTrainer, ResumableTrainer, WSLTrainer
 from wsl_d2.errors import ConfigError, UserError
+from wsl_d2.process import keep_freed_memory
 
 # Set by what starts a process again, which does so with the same command line.
 _RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -120,6 +121,8 @@ def _dry_run(args) -> dict:
 
 def _train_or_evaluate(plan: RunPlan, args) -> dict:
     cfg, kind = plan.cfg, trainer_class(plan)
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     if args.eval_only:
         model = kind.build_model(cfg)
         checkpointer = AtomicCheckpointer(model, save_dir=cfg.OUTPUT_DIR)

@@ -91,7 +91,8 @@ def run_locally(
                 if len(running) >= jobs or alone or not set(cell.needs) <= done:
                     continue
                 waiting.remove(cell)
-                cell.note(None)
+                start = time.monotonic() - cell.seconds_so_far()
+                cell.note(None, seconds_so_far=time.monotonic() - start)
                 tell(f"{cell.name}: {shlex.join(cell.command)}")
                 command = ["-m", "wsl_d2", *cell.command[1:]] if cell.command[0] == "wsl-d2" else cell.command
                 with open(cell.folder / "study_cell.log", "ab") as log:
@@ -102,7 +103,7 @@ def run_locally(
                         stdout=log,
                         stderr=subprocess.STDOUT,
                     )
-                running[cell.name] = (cell, process, time.monotonic())
+                running[cell.name] = (cell, process, start)
             time.sleep(0.2)
             for name, (cell, process, start) in list(running.items()):
                 status = process.poll()
@@ -125,11 +126,15 @@ def run_locally(
                 tell(f"{name}: finished in {format_duration(time.monotonic() - start)}")
             if running and time.monotonic() - last_line > 30:
                 last_line = time.monotonic()
+                for cell, _, start in running.values():
+                    cell.note(None, seconds_so_far=last_line - start)
                 tell(
                     f"{len(done)} of {len(everything)} runs finished; now {', '.join(map(_progress, running.values()))}"
                 )
     finally:
         stop_programs(process for _, process, _ in running.values())
+        for cell, _, start in running.values():
+            cell.note(None, seconds_so_far=time.monotonic() - start)
 
 
 def _seconds_left(waiting: list[Cell], running: list[tuple[Cell, float]], finished: list[Cell], jobs: int) -> float:

@@ -124,15 +124,20 @@ class Cell:
         """Whether it ended because its loss was not finite."""
         return bool(self._noted().get("diverged"))
 
-    def note(self, seconds: float | None, diverged: bool = False) -> None:
-        """Notes what the run is, and once it is finished the seconds it took."""
+    def note(self, seconds: float | None, *, seconds_so_far: float = 0.0, diverged: bool = False) -> None:
+        """Notes what the run is, and once it is finished the seconds it took, with those of all its starts."""
         self.folder.mkdir(parents=True, exist_ok=True)
         what = {"stage": self.stage, "values": self.values, "command": list(self.command), "seconds": seconds}
-        write_atomically(self.record, json.dumps(what | ({"diverged": True} if diverged else {})) + "\n")
+        more = {"seconds_so_far": seconds_so_far} if seconds is None else {"diverged": True} if diverged else {}
+        write_atomically(self.record, json.dumps(what | more) + "\n")
 
     def seconds_taken(self) -> float | None:
         """Seconds of the finished run; None before."""
         return self._noted().get("seconds")
+
+    def seconds_so_far(self) -> float:
+        """Seconds that an unfinished run was at work before it was cut off."""
+        return self._noted().get("seconds_so_far", 0.0)
 
     def _noted(self) -> dict:
         return json.loads(self.record.read_text()) if self.record.is_file() else {}
