@@ -34,7 +34,7 @@ def keep_freed_memory() -> None:
     A training on CPUs frees and takes the same memory in every step. By default the kernel takes back what is larger
     than 128 KiB to 32 MiB, and clears it before it gives it again.
     """
-    if hasattr(_system, "mallopt"):
+    if _system is not None and hasattr(_system, "mallopt"):
         _system.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
         _system.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 

@@ -10,6 +10,7 @@ from detectron2.config import get_cfg
 
 from wsl_d2 import add_wsl_config
 from wsl_d2.analysis.records import RunError, check_comparable, initialization_of, read_metrics, read_run
+from wsl_d2.report.records import table_of_costs, table_of_means
 from wsl_d2.run_keys import KEYS_OF_INITIALIZATION, KEYS_OF_PLACE_AND_SPEED, flatten, is_among
 
 
@@ -195,3 +196,34 @@ def test_metrics_of_a_resumed_run_count_the_last_record(tmp_path):
     ]
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)) + '\n{"iteration": 60, "a"')
     assert read_metrics(tmp_path) == {"a": ([0, 20], [1.0, 3.0]), "b": ([40], [1])}
+
+
+def test_the_mean_of_gains_counts_each_comparison_as_one():
+    def comparison(world, gain):
+        row = {"candidate": "wsl", "baseline": "imagenet", "bbox": {"gain": gain}}
+        alone = {"candidate": "wsl", "baseline": f"only_{world}", "bbox": {"gain": 50.0}}
+        return {"kind": "comparison", "name": f"report/world={world}", "iou_types": ["bbox"], "gains": [row, alone]}
+
+    table = table_of_means([comparison(world, gain) for world, gain in enumerate((8.0, 9.0, 10.0))])
+    assert table.splitlines()[2:] == ["| `wsl` | `imagenet` | 3 | +9.0 [+6.5,\xa0+11.5] |"]  # t(2) = 4.30, sd 1
+    with pytest.raises(RunError, match=r"1 comparison\(s\) without a gain in common; a mean needs two"):
+        table_of_means([comparison(0, 8.0)])
+
+
+def test_a_run_costs_what_it_stands_on():
+    def run(stage, seconds, ap=None, **values):
+        results = {} if ap is None else {"bbox/AP": ap}
+        return {"kind": "run", "stage": stage, "values": values, "seconds": seconds, "results": results}
+
+    runs = [run("pretrain", 600 + 120 * seed, arm="wsl", seed=seed) for seed in (0, 1)]
+    runs += [run("detect", 60.0 * n, 20.0 + seed, n=n, arm="wsl", seed=seed) for n in (1, 3) for seed in (0, 1)]
+    runs += [run("detect", 60.0, 5.0, n=1, arm="scratch", seed=0)]
+    table = table_of_costs(runs, ["bbox/AP"], "detect").splitlines()
+    assert table[0] == "| n | arm | runs | pretrain, min | detect, min | in all, min | bbox/AP |"
+    assert table[2:] == [
+        "| 1 | scratch | 1 | 0.0 | 1.0 | 1.0 | 5.0 |",
+        "| 1 | wsl | 2 | 11.0 | 1.0 | 12.0 | 20.5 |",
+        "| 3 | wsl | 2 | 11.0 | 3.0 | 14.0 | 20.5 |",
+    ]
+    with pytest.raises(RunError, match="no run of stage probe has all of bbox/AP; the stages of the records: detect, "):
+        table_of_costs(runs, ["bbox/AP"], "probe")

@@ -12,11 +12,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", type=local_path, required=True, help="file of JSON lines; made if it is missing")
     parser.add_argument(
         "--table",
-        choices=("runs", "gains", "parts", "studies"),
-        help="table to print in Markdown; parts: gains by size and supercategory",
+        choices=("runs", "gains", "means", "parts", "costs", "studies"),
+        help="table to print in Markdown; means: of the gains over comparisons, such as those of several worlds; "
+        "parts: gains by size and supercategory; costs: minutes of runs and of those they stand on",
     )
-    parser.add_argument("--results", nargs="+", default=["bbox/AP", "segm/AP"], help="of the table of runs")
-    parser.add_argument("--stage", help="of a study, whose runs the table of runs shows; all if left out")
+    parser.add_argument("--results", nargs="+", default=["bbox/AP", "segm/AP"], help="of the tables of runs and costs")
+    parser.add_argument(
+        "--stage", help="of a study, whose runs those tables show; of runs all if left out, of costs detect"
+    )
 
 
 def records(args: argparse.Namespace) -> None:
@@ -30,7 +33,9 @@ def records(args: argparse.Namespace) -> None:
     from wsl_d2.report.records import (
         collect,
         read_records,
+        table_of_costs,
         table_of_gains,
+        table_of_means,
         table_of_parts,
         table_of_runs,
         table_of_studies,
@@ -39,6 +44,10 @@ def records(args: argparse.Namespace) -> None:
     rows = collect(args.folders, args.records) if args.folders else read_records(args.records)
     if args.table == "gains":
         print(table_of_gains(rows))
+    elif args.table == "means":
+        print(table_of_means(rows))
+    elif args.table == "costs":
+        print(table_of_costs(rows, args.results, args.stage or "detect"))
     elif args.table == "parts":
         print(table_of_parts(rows))
     elif args.table == "studies":

@@ -9,6 +9,7 @@ from pathlib import Path
 from wsl_d2.analysis.ap_gain import SIZES
 from wsl_d2.analysis.gain import shown_interval
 from wsl_d2.analysis.records import RunError
+from wsl_d2.analysis.study import mean_interval
 from wsl_d2.files import write_atomically
 from wsl_d2.report.gains import GAINS
 from wsl_d2.report.numbers import mean_and_spread, with_interval
@@ -184,6 +185,75 @@ def table_of_parts(records: Sequence[dict]) -> str:
     if not rows:
         raise RunError("the records hold no comparison that tells of its parts; collect its folder again.")
     return markdown(header, rows)
+
+
+def table_of_means(records: Sequence[dict]) -> str:
+    """The mean of each gain over the comparisons, such as those of several worlds or datasets, each of which counts as
+    one; with its 95% interval by Student's t: of what another world like them would give on average.
+
+    Raises:
+        RunError: there are not two comparisons with a gain in common.
+    """
+    comparisons = [row for row in records if row["kind"] == "comparison"]
+    gains = [{(row["candidate"], row["baseline"]): row for row in found["gains"]} for found in comparisons]
+    common = [pair for pair in gains[0] if all(pair in found for found in gains)] if len(gains) > 1 else []
+    if not common:
+        raise RunError(
+            f"the records hold {len(gains)} comparison(s) without a gain in common; a mean needs two that have one."
+        )
+    types = [t for t in comparisons[0]["iou_types"] if all(t in found["iou_types"] for found in comparisons)]
+    rows = []
+    for candidate, baseline in common:
+        means = (mean_interval(found[candidate, baseline][t]["gain"] for found in gains) for t in types)
+        cells = [with_interval(mean, mean - half_width, mean + half_width) for mean, half_width in means]
+        rows.append([f"`{candidate}`", f"`{baseline}`", len(gains), *cells])
+    return markdown(["start", "over", "comparisons", *(f"{IOU_NAMES[t]} AP" for t in types)], rows)
+
+
+def table_of_costs(records: Sequence[dict], results: Sequence[str], stage: str) -> str:
+    """What runs cost, with those that they stand on: a row for each setting but the seed, the cheapest first.
+
+    Args:
+        records: of any kind.
+        results: metrics, such as "bbox/AP".
+        stage: of a study, whose runs have the results. What they stand on are the runs of its other stages with the
+            same values on all of their axes.
+
+    Raises:
+        RunError: no run of the stage has the results.
+    """
+    runs = [row for row in records if row["kind"] == "run" and "stage" in row]
+    chosen = [
+        row for row in runs if row["stage"] == stage and all(row["results"].get(name) is not None for name in results)
+    ]
+    if not chosen:
+        known = ", ".join(sorted({row["stage"] for row in runs})) or "none"
+        raise RunError(f"no run of stage {stage} has all of {', '.join(results)}; the stages of the records: {known}.")
+    settings: dict[tuple, list[dict[str, float]]] = {}
+    for run in chosen:
+        minutes = {stage: run["seconds"] / 60}
+        for other in runs:
+            if other["stage"] != stage and other["values"].items() <= run["values"].items():
+                minutes[other["stage"]] = minutes.get(other["stage"], 0.0) + other["seconds"] / 60
+        setting = tuple((axis, value) for axis, value in run["values"].items() if axis != "seed")
+        settings.setdefault(setting, []).append(minutes | {f"result {name}": run["results"][name] for name in results})
+    stages = [
+        *sorted({name for rows in settings.values() for row in rows for name in row} & {r["stage"] for r in runs})
+    ]
+    stages = [*(name for name in stages if name != stage), stage]
+
+    def mean(rows: list[dict[str, float]], name: str) -> float:
+        return sum(row.get(name, 0.0) for row in rows) / len(rows)
+
+    costs = {key: [mean(rows, name) for name in stages] for key, rows in settings.items()}
+    axes = [axis for axis, _ in next(iter(settings)) if len({dict(key).get(axis) for key in settings}) > 1]
+    table = [
+        [*(dict(key).get(axis, "-") for axis in axes), len(rows)]
+        + [f"{minutes:.1f}" for minutes in (*costs[key], sum(costs[key]))]
+        + [f"{mean(rows, f'result {name}'):.1f}" for name in results]
+        for key, rows in sorted(settings.items(), key=lambda item: sum(costs[item[0]]))
+    ]
+    return markdown([*axes, "runs", *(f"{name}, min" for name in stages), "in all, min", *results], table)
 
 
 def _gain(gain: dict | None) -> str:
