@@ -13,6 +13,8 @@ from wsl_d2.analysis import RunError, compare_runs
 from wsl_d2.coco import CocoError
 from wsl_d2.report.comparison import describe_gain, describe_settling, format_cell, write_report
 from wsl_d2.report.gains import write_gains
+from wsl_d2.report.study import write_study
+from wsl_d2.study.study import Study, StudyError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {
@@ -315,3 +317,39 @@ def test_the_table_of_parts_says_where_the_gain_is(runs):
     gain = json.loads((out / "ap_gain.json").read_text())["gains"][0]["bbox"]["supercategories"]["even"]["gain"]
     assert f" | {gain:+.1f} [" in table[-1] and table[-1].count("over images") == 2
     assert "<h2>Gains by supercategory</h2>" in (out / "report.html").read_text()
+
+
+def test_a_study_has_a_page_for_each_value_that_changes_more_than_the_start(runs):
+    (runs / "study.yaml").write_text(
+        """
+title: Schedules
+axes: {iterations: [100, 300], arm: [imagenet, wsl], seed: [0, 1]}
+stages:
+  detect: {axes: [iterations, arm, seed], command: "wsl-d2 train {folder}", done: "{folder}/metrics.json", seconds: 1}
+report:
+  - {kind: comparison, stage: detect, arms: arm, baselines: [imagenet], ground_truth: GT, images: VAL, PAGES}
+""".replace("GT", str(runs / "gt.json")).replace("VAL", str(runs / "val"))
+    )
+    text = (runs / "study.yaml").read_text()
+    contents = json.loads((runs / "gt.json").read_text())
+    for wrong in ("arm", "world"):
+        (runs / "study.yaml").write_text(text.replace("PAGES", f"pages: [{wrong}]"))
+        with pytest.raises(
+            StudyError, match=f"pages '{wrong}' is no axis of stage detect but the arms'; iterations, seed"
+        ):
+            Study.load(runs / "study.yaml")
+    (runs / "study.yaml").write_text(text.replace("PAGES", "pages: [iterations]"))
+    study = Study.load(runs / "study.yaml")
+    for cell in study.cells(runs / "out"):
+        values = cell.values
+        jitter = 300 / values["iterations"] * (3 if values["arm"] == "imagenet" else 1)
+        write_run(cell.folder, contents, values["seed"], jitter, MAX_ITER=values["iterations"])
+        cell.note(1.0)
+    told = write_study(study, runs / "out").splitlines()
+    assert [line for line in told if line.startswith("iterations=")] == ["iterations=100", "iterations=300"]
+    gains = [
+        json.loads((runs / "out" / "report" / f"iterations={n}" / "ap_gain.json").read_text())["gains"][0]
+        for n in (100, 300)
+    ]
+    assert all(gain["bbox"]["AP"]["num_runs"] == [2, 2] for gain in gains)
+    assert gains[0]["bbox"]["AP"]["gain"] != gains[1]["bbox"]["AP"]["gain"]

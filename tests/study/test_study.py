@@ -400,19 +400,23 @@ def test_the_answer_about_levels_says_whether_it_may_be_chance(toy, tmp_path, no
     assert answer.strip().endswith(told)
 
 
-def test_levels_without_runs_of_a_result_are_left_out(toy, tmp_path):
+def test_levels_and_series_without_runs_of_a_result_are_left_out(toy, tmp_path):
     head, _, report = toy.read_text().partition("results:")
     toy.write_text(
-        f"{head}  slow:\n    axes: [n, size, seed]\n    only: {{n: [10, 1000]}}\n    needs: [fit]\n"
+        f"{head}  slow:\n    axes: [n, size, seed]\n    only: {{n: [10, 1000], size: [large]}}\n    needs: [fit]\n"
         f'    command: {toy.parent}/tool.py {{folder}} {{n}} 1\n    done: "{{folder}}/result.json"\n    seconds: 3\n'
         f"results:\n  slow: {{stage: slow, file: result.json, key: score}}{report}"
-        "  - {kind: levels, x: n, baseline: 10, y: slow}\n"
+        "  - {kind: scaling, x: n, series: size, y: slow}\n  - {kind: levels, x: n, baseline: 10, y: slow}\n"
     )
     study = Study.load(toy)
     rows = toy_rows(study, lambda n, size, seed: n / 10 + seed)
-    rows = [row | ({} if row["n"] == 100 else {"slow": row["n"] + row["seed"]}) for row in rows]
+    rows = [
+        row | ({"slow": row["n"] + row["seed"]} if row["n"] != 100 and row["size"] == "large" else {}) for row in rows
+    ]
     analysis, text, page = written(study, rows, tmp_path)
     assert [level["value"] for level in analysis[-1]["levels"]] == [10, 1000]
+    (line,) = analysis[-2]["lines"]
+    assert line["series"] == "large" and [point["x"] for point in line["points"]] == [10, 1000]
     assert analysis[-1]["levels"][1]["difference"] == pytest.approx(990)
     assert "diverged" not in text + page and "no run" not in text
 

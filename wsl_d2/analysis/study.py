@@ -39,7 +39,8 @@ def analyze_item(item: Mapping, axes: Mapping[str, Iterable], rows: Sequence[Map
     if all(row[y] is None for row in members):
         raise RunError(f"no run has both {x} and {y}; the stage of {y} must have the axis {x}.")
     kinds = {"levels": _levels, "scaling": _scaling, "sweep": best_of_sweep}
-    ordered = {axis: ascending(values) for axis, values in axes.items()}
+    run = {axis: {row[axis] for row in members} for axis in (x, item.get("series")) if axis}  # by the stage of y
+    ordered = {axis: [v for v in ascending(values) if v in run.get(axis, values)] for axis, values in axes.items()}
     return without_nan({**item, **kinds[item["kind"]](item, ordered, members)})
 
 
@@ -118,10 +119,9 @@ def _levels(item: Mapping, axes: Mapping[str, list], rows: Sequence[Mapping]) ->
             results[row[x]][tuple(row[axis] for axis in others)] = row[y]
     levels = []
     for point in _points(item, axes, rows):
-        if not point["runs"]:  # of a stage that this level is not run in
-            continue
         value = point.pop("x")
-        gains = [result - results[baseline][key] for key, result in results[value].items() if key in results[baseline]]
+        base = results.get(baseline, {})
+        gains = [result - base[key] for key, result in results[value].items() if key in base]
         difference, half_width = mean_interval(gains)
         has_p = value != baseline and len(gains) > 1 and np.ptp(gains) > 0
         levels.append(

@@ -265,10 +265,12 @@ def write_study(study: Study, output: str | Path) -> str:
 
 
 def _compare(study: Study, output: Path, item: dict) -> list[str]:
-    """A page for each combination of the axes that the ground truth has; all other runs of an arm are its seeds."""
+    """A page for each combination of the axes that the ground truth has, and of those of "pages"; all other runs of an
+    arm are its seeds."""
     stage, arms = item["stage"], item["arms"]
     named = {name for _, name, _, _ in string.Formatter().parse(item["ground_truth"]) if name}
     of_page = {axis for name in named for axis in study.stages.get(name, {}).get("axes", [name])} & study.axes.keys()
+    of_page |= set(item.get("pages", []))
     pages: dict[str, list[Cell]] = {}
     cells = study.cells(output)
     for cell in cells:
@@ -284,7 +286,9 @@ def _compare(study: Study, output: Path, item: dict) -> list[str]:
             folders.setdefault(str(cell.values[arms]), []).append(cell.folder)
         curves: dict[str, Path] = {}
         for cell in cells:
-            if cell.stage == item.get("curves") and all(first.values[axis] == cell.values[axis] for axis in of_page):
+            if cell.stage == item.get("curves") and all(
+                first.values[axis] == cell.values[axis] for axis in of_page & cell.values.keys()
+            ):
                 curves.setdefault(str(cell.values[arms]), cell.folder)
         folder = output / "report" / place
         text = write_gains(

@@ -32,8 +32,8 @@ A study file::
       - {kind: levels, x: noise, baseline: 0, y: top1}
       - {kind: sweep, x: lr, series: arm, y: AP}    # the best x of each series; higher is better, diverged runs show
       - {kind: comparison, stage: detect, arms: arm, baselines: [scratch], ground_truth: "{world}/val.json",
-         images: "{world}/val", curves: pretrain}   # wsl-d2 compare; a page for each world, its seeds together; curves
-                                                    # may be left out
+         images: "{world}/val", curves: pretrain, pages: [num_images]}   # wsl-d2 compare; a page for each world and
+                                        # number of images, its seeds together; curves and pages may be left out
 
 In commands ``{folder}`` is the folder of the run, ``{output}`` that of the study, ``{studies}`` the one above it, which
 several studies can share, ``{<stage>}`` that of a needed stage, ``{<axis>}`` a value, and a word ``@<axis>`` stands for
@@ -60,9 +60,9 @@ _REPORT_KEYS = {
     "scaling": {"kind", "x", "series", "y"},
     "levels": {"kind", "x", "baseline", "y"},
     "sweep": {"kind", "x", "series", "y"},
-    "comparison": {"kind", "stage", "arms", "baselines", "ground_truth", "images", "curves", "seed_sd"},
+    "comparison": {"kind", "stage", "arms", "baselines", "ground_truth", "images", "curves", "pages", "seed_sd"},
 }
-_OPTIONAL_KEYS = {"curves", "seed_sd"}
+_OPTIONAL_KEYS = {"curves", "pages", "seed_sd"}
 
 
 class StudyError(UserError, ValueError):
@@ -257,6 +257,12 @@ class Study:
             for key in ("stage", "curves"):
                 if key in item and item[key] not in self.stages:
                     refuse(f"report: {key} {item[key]!r} is no stage; there are {', '.join(self.stages)}.")
+            for axis in item.get("pages", []):
+                others = [name for name in self.stages[item["stage"]].get("axes", []) if name != item["arms"]]
+                if axis not in others:
+                    refuse(
+                        f"report: pages {axis!r} is no axis of stage {item['stage']} but the arms'; {_list(others)}."
+                    )
             if "y" in item and item["y"] not in self.results:
                 refuse(f"report: y {item['y']!r} is no result; there are {', '.join(self.results)}.")
             x, baselines = (
