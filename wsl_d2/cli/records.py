@@ -56,7 +56,9 @@ def records(args: argparse.Namespace) -> None:
         print(table_of_runs(rows, args.results, args.stage))
     else:
         counts = {kind: sum(row["kind"] == kind for row in rows) for kind in ("run", "comparison", "study")}
-        print(f"{args.records}: " + ", ".join(f"{number} of kind {kind}" for kind, number in counts.items()))
+        hours = sum(row.get("seconds") or 0.0 for row in rows) / 3600
+        told = [f"{number} of kind {kind}" for kind, number in counts.items()]
+        print(f"{args.records}: " + ", ".join(told + [f"{hours:.1f} hours of studies' runs"] * (hours > 0)))
 
 
 RECORDS = Verb(records, _arguments, extra="analysis")
