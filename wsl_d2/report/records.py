@@ -189,25 +189,37 @@ def table_of_parts(records: Sequence[dict]) -> str:
 
 def table_of_means(records: Sequence[dict]) -> str:
     """The mean of each gain over the comparisons, such as those of several worlds or datasets, each of which counts as
-    one; with its 95% interval by Student's t: of what another world like them would give on average.
+    one; with its 95% interval by Student's t: of what another world like them would give on average. Detectors of
+    other lengths of training have rows of their own.
 
     Raises:
         RunError: there are not two comparisons with a gain in common.
     """
-    comparisons = [row for row in records if row["kind"] == "comparison"]
-    gains = [{(row["candidate"], row["baseline"]): row for row in found["gains"]} for found in comparisons]
-    common = [pair for pair in gains[0] if all(pair in found for found in gains)] if len(gains) > 1 else []
-    if not common:
-        raise RunError(
-            f"the records hold {len(gains)} comparison(s) without a gain in common; a mean needs two that have one."
-        )
-    types = [t for t in comparisons[0]["iou_types"] if all(t in found["iou_types"] for found in comparisons)]
+    groups: dict[int, list[dict]] = {}
+    for row in records:
+        if row["kind"] == "comparison":
+            groups.setdefault(row["iterations"], []).append(row)
     rows = []
-    for candidate, baseline in common:
-        means = (mean_interval(found[candidate, baseline][t]["gain"] for found in gains) for t in types)
-        cells = [with_interval(mean, mean - half_width, mean + half_width) for mean, half_width in means]
-        rows.append([f"`{candidate}`", f"`{baseline}`", len(gains), *cells])
-    return markdown(["start", "over", "comparisons", *(f"{IOU_NAMES[t]} AP" for t in types)], rows)
+    types = sorted({t for found in groups.values() for row in found for t in row["iou_types"]})
+    for iterations, comparisons in sorted(groups.items()):
+        gains = [{(row["candidate"], row["baseline"]): row for row in found["gains"]} for found in comparisons]
+        for pair in gains[0] if len(gains) > 1 else []:
+            if all(pair in found for found in gains):
+                cells = [_mean_gain([found[pair].get(t) for found in gains]) for t in types]
+                rows.append([f"`{pair[0]}`", f"`{pair[1]}`", f"{iterations:,}", len(gains), *cells])
+    if not rows:
+        raise RunError(
+            f"the records hold {sum(map(len, groups.values()))} comparison(s) without a gain in common; a mean needs "
+            "two that have one, of detectors that were trained for as many iterations."
+        )
+    return markdown(["start", "over", "iterations", "comparisons", *(f"{IOU_NAMES[t]} AP" for t in types)], rows)
+
+
+def _mean_gain(gains: Sequence[dict | None]) -> str:
+    if any(gain is None or gain["gain"] is None for gain in gains):
+        return "-"
+    mean, half_width = mean_interval(gain["gain"] for gain in gains if gain)
+    return with_interval(mean, mean - half_width, mean + half_width)
 
 
 def table_of_costs(records: Sequence[dict], results: Sequence[str], stage: str) -> str:
