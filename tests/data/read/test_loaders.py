@@ -91,6 +91,27 @@ def test_a_killed_worker_is_one_kind_of_error(cfg):
             next(iterator)
 
 
+def test_a_worker_killed_as_it_holds_a_lock_does_not_hang_the_training(cfg):
+    def hangs(*_):
+        raise TimeoutError("hangs")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    cfg.DATALOADER.NUM_WORKERS = 2
+    loader = open_train_loader(cfg)
+    iterator = iter(loader)
+    next(iterator)
+    loader._iterator._workers_done_event._cond.acquire()  # as a worker does between two batches
+    os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
+    signal.alarm(60)
+    try:
+        with pytest.raises(WorkerError, match="worker process died"):
+            for _ in range(10):
+                next(iterator)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
 def test_a_worker_that_dies_while_handing_over_is_the_same_error(cfg, error, monkeypatch):
     def broken(self):

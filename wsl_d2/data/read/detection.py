@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Sampler
 from wsl_d2.coco import CocoError, read_coco, without_garbage_collection
 from wsl_d2.data.order.sampler import PositionSampler
 from wsl_d2.data.read.detection_image import as_8_bits
-from wsl_d2.data.read.loaders import outlive_signals
+from wsl_d2.data.read.loaders import WorkerIterator, outlive_signals
 
 
 def load_coco_dataset(json_file: str | Path, image_root: str | Path, dataset_name: str) -> list[dict]:
@@ -129,6 +129,8 @@ def build_resumable_detection_train_loader(cfg, start_iteration: int = 0):
     loader = build_detection_train_loader(cfg, dataset=dataset, sampler=sampler, mapper=DetectionMapper(cfg, True))
     inner = loader if isinstance(loader, DataLoader) else loader.dataset  # within the grouping by aspect ratio
     inner.worker_init_fn = functools.partial(_begin_worker, inner.worker_init_fn)
+    if inner.num_workers:
+        inner._get_iterator = functools.partial(WorkerIterator, inner)
     return loader
 
 

@@ -18,6 +18,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, default_collate
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from wsl_d2.data.order.sampler import HashtagSampler
 from wsl_d2.data.read.dataset import HashtagDataset
@@ -27,6 +28,7 @@ from wsl_d2.errors import UserError
 
 MAX_FULLY_SHUFFLED_IMAGES = 200_000_000
 _PREFETCHED_SHARDS = 4  # shards of a store copied at a time by each process
+_SECONDS_FOR_LOCK = 1.0  # that a living worker holds for microseconds
 
 
 def collate(samples: list[dict]) -> dict:
@@ -185,8 +187,33 @@ def name_dead_workers() -> Iterator[None]:
         ) from error
 
 
+class WorkerIterator(_MultiProcessingDataLoaderIter):
+    """Torch's, which ends also where a worker was killed while it looked whether it should end.
+
+    The lock of what it looked at died with it, and torch would wait for it without end.
+    """
+
+    def _mark_worker_as_unavailable(self, worker_id: int, shutdown: bool = False) -> None:
+        self._free_lock()
+        super()._mark_worker_as_unavailable(worker_id, shutdown)
+
+    def _shutdown_workers(self) -> None:
+        if not getattr(self, "_shutdown", True):  # nor half begun
+            self._free_lock()
+        super()._shutdown_workers()
+
+    def _free_lock(self) -> None:
+        if not all(worker.is_alive() for worker in self._workers):
+            lock = self._workers_done_event._cond
+            lock.acquire(timeout=_SECONDS_FOR_LOCK)
+            lock.release()
+
+
 class _WorkerLoader(DataLoader):
     """A DataLoader that raises WorkerError whenever a worker process dies or hangs."""
+
+    def _get_iterator(self) -> Any:
+        return WorkerIterator(self) if self.num_workers else super()._get_iterator()
 
     def __iter__(self) -> Iterator[dict]:  # type: ignore[override]
         with name_dead_workers():
