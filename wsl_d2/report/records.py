@@ -282,7 +282,7 @@ def table_of_studies(records: Sequence[dict]) -> str:
     Raises:
         RunError: there is no study.
     """
-    from wsl_d2.report.study import sentences_of_item, table_of_item
+    from wsl_d2.report.study import heading_of_item, sentences_of_item, table_of_item
 
     studies = [row for row in records if row["kind"] == "study"]
     if not studies:
@@ -291,7 +291,8 @@ def table_of_studies(records: Sequence[dict]) -> str:
     for study in studies:
         for item in study["analysis"]:
             told = "\n".join(f"- {sentence}" for sentence in sentences_of_item(item))
-            parts.append(f"{study['title']}:\n\n{markdown(*table_of_item(item))}\n\n{told}")
+            title = f"{study['title']}: {heading_of_item(item)}"
+            parts.append(f"{title}\n\n{markdown(*table_of_item(item))}\n\n{told}")
     return "\n\n".join(parts)
 
 

@@ -36,7 +36,7 @@ def format_text(study: Study, analysis: list[dict]) -> str:
     for item in analysis:
         headers, rows = table_of_item(item)
         shown = tabulate(rows, headers, tablefmt="plain", disable_numparse=True)
-        parts.append("\n".join([_heading(item), *sentences_of_item(item), "", shown]))
+        parts.append("\n".join([heading_of_item(item), *sentences_of_item(item), "", shown]))
     return "\n\n".join(parts)
 
 
@@ -50,7 +50,8 @@ def _name(item: dict, key: str) -> str:
     return str(_label(item, key)).partition(", ")[0]
 
 
-def _heading(item: dict) -> str:
+def heading_of_item(item: dict) -> str:
+    """What one item of :func:`analyze` shows of what, such as "top-1 accuracy by loss"."""
     return f"{_name(item, 'y')} by {_name(item, 'x')}" + (f" and {item['series']}" if "series" in item else "")
 
 
@@ -148,7 +149,8 @@ def _about_growth(item: dict) -> list[str]:
     for line in item["lines"]:
         at, growth = line["prediction"], line["growth"]
         sentence = f"{line['series']}: {_change(line['slope_per_decade'], *line['slope_interval'])} {y} per tenfold {x}"
-        if growth is None or growth["aicc_difference"] >= 0:  # the line is not the worse description
+        is_possible = at["interval"][1] <= 100 or not _label(item, "y").endswith("%")
+        if (growth is None or growth["aicc_difference"] >= 0) and is_possible:  # the line is not the worse description
             between = "[{:.1f}, {:.1f}]".format(*at["interval"])
             sentence += f"; a new run with {at['x']:,} would give {at['value']:.1f} {between} if the line went on"
         sentences.append(f"{sentence}.")
@@ -175,7 +177,7 @@ def _about_growth(item: dict) -> list[str]:
 
 def _plot(item: dict) -> str:
     plots: list[str] = []
-    with panel(plots, _heading(item), xlabel=_label(item, "x"), ylabel=_label(item, "y")) as axis:
+    with panel(plots, heading_of_item(item), xlabel=_label(item, "x"), ylabel=_label(item, "y")) as axis:
         if item["kind"] == "levels":
             for position, level in enumerate(item["levels"]):
                 axis.plot([position] * len(level["results"]), level["results"], "o", color=QUIET, markersize=4)
@@ -225,7 +227,7 @@ def write_report(study: Study, rows: list[dict], analysis: list[dict], output: s
     told = [sentences_of_item(item) for item in analysis]
     parts = [paragraph(answer, "headline") for answer, *_ in told]
     for item, (_, *others) in zip(analysis, told, strict=True):
-        parts += [f"<h2>{escape(_heading(item))}</h2>", panels([_plot(item)]), table(*table_of_item(item))]
+        parts += [f"<h2>{escape(heading_of_item(item))}</h2>", panels([_plot(item)]), table(*table_of_item(item))]
         parts += map(paragraph, others)
     parts.append(paragraph(study.description, "quiet"))
     places = {axis: ascending(values) for axis, values in study.axes.items()}
