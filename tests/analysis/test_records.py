@@ -220,6 +220,7 @@ def test_a_run_costs_what_it_stands_on():
     runs = [run("pretrain", 600 + 120 * seed, arm="wsl", seed=seed) for seed in (0, 1)]
     runs += [run("detect", 60.0 * n, 20.0 + seed, n=n, arm="wsl", seed=seed) for n in (1, 3) for seed in (0, 1)]
     runs += [run("detect", 60.0, 5.0, n=1, arm="scratch", seed=0)]
+    runs += [run("other_detectors", 6000.0, 9.0, arm=arm, seed=0) for arm in ("wsl", "scratch")]  # no part of these
     table = table_of_costs(runs, ["bbox/AP"], "detect").splitlines()
     assert table[0] == "| n | arm | runs | pretrain, min | detect, min | in all, min | bbox/AP |"
     assert table[2:] == [
@@ -227,5 +228,7 @@ def test_a_run_costs_what_it_stands_on():
         "| 1 | wsl | 2 | 11.0 | 1.0 | 12.0 | 20.5 |",
         "| 3 | wsl | 2 | 11.0 | 3.0 | 14.0 | 20.5 |",
     ]
-    with pytest.raises(RunError, match="no run of stage probe has all of bbox/AP; the stages of the records: detect, "):
+    with pytest.raises(
+        RunError, match="no run of stage probe has all of bbox/AP; the stages of the records: detect, oth"
+    ):
         table_of_costs(runs, ["bbox/AP"], "probe")

@@ -229,15 +229,14 @@ def table_of_costs(records: Sequence[dict], results: Sequence[str], stage: str) 
         records: of any kind.
         results: metrics, such as "bbox/AP".
         stage: of a study, whose runs have the results. What they stand on are the runs of its other stages with the
-            same values on all of their axes.
+            same values on all of their axes, but those that have such results, too.
 
     Raises:
         RunError: no run of the stage has the results.
     """
     runs = [row for row in records if row["kind"] == "run" and "stage" in row]
-    chosen = [
-        row for row in runs if row["stage"] == stage and all(row["results"].get(name) is not None for name in results)
-    ]
+    with_results = [row for row in runs if all(row["results"].get(name) is not None for name in results)]
+    chosen = [row for row in with_results if row["stage"] == stage]
     if not chosen:
         known = ", ".join(sorted({row["stage"] for row in runs})) or "none"
         raise RunError(f"no run of stage {stage} has all of {', '.join(results)}; the stages of the records: {known}.")
@@ -245,7 +244,7 @@ def table_of_costs(records: Sequence[dict], results: Sequence[str], stage: str) 
     for run in chosen:
         minutes = {stage: run["seconds"] / 60}
         for other in runs:
-            if other["stage"] != stage and other["values"].items() <= run["values"].items():
+            if other not in with_results and other["values"].items() <= run["values"].items():
                 minutes[other["stage"]] = minutes.get(other["stage"], 0.0) + other["seconds"] / 60
         setting = tuple((axis, value) for axis, value in run["values"].items() if axis != "seed")
         settings.setdefault(setting, []).append(minutes | {f"result {name}": run["results"][name] for name in results})
