@@ -235,34 +235,37 @@ def table_of_costs(records: Sequence[dict], results: Sequence[str], stage: str) 
         RunError: no run of the stage has the results.
     """
     runs = [row for row in records if row["kind"] == "run" and "stage" in row]
-    with_results = [row for row in runs if all(row["results"].get(name) is not None for name in results)]
-    chosen = [row for row in with_results if row["stage"] == stage]
+    chosen: list[dict] = []
+    others: list[dict] = []
+    for row in runs:
+        has_results = all(row["results"].get(name) is not None for name in results)
+        if not has_results:
+            others.append(row)
+        elif row["stage"] == stage:
+            chosen.append(row)
     if not chosen:
         known = ", ".join(sorted({row["stage"] for row in runs})) or "none"
         raise RunError(f"no run of stage {stage} has all of {', '.join(results)}; the stages of the records: {known}.")
-    settings: dict[tuple, list[dict[str, float]]] = {}
+    settings: dict[tuple, list[tuple[dict, dict[str, float]]]] = {}  # -> run, and stage -> minutes
     for run in chosen:
         minutes = {stage: run["seconds"] / 60}
-        for other in runs:
-            if other not in with_results and other["values"].items() <= run["values"].items():
+        for other in others:
+            if other["values"].items() <= run["values"].items():
                 minutes[other["stage"]] = minutes.get(other["stage"], 0.0) + other["seconds"] / 60
         setting = tuple((axis, value) for axis, value in run["values"].items() if axis != "seed")
-        settings.setdefault(setting, []).append(minutes | {f"result {name}": run["results"][name] for name in results})
-    stages = [
-        *sorted({name for rows in settings.values() for row in rows for name in row} & {r["stage"] for r in runs})
-    ]
-    stages = [*(name for name in stages if name != stage), stage]
-
-    def mean(rows: list[dict[str, float]], name: str) -> float:
-        return sum(row.get(name, 0.0) for row in rows) / len(rows)
-
-    costs = {key: [mean(rows, name) for name in stages] for key, rows in settings.items()}
+        settings.setdefault(setting, []).append((run, minutes))
+    before = {name for members in settings.values() for _, minutes in members for name in minutes} - {stage}
+    stages = [*sorted(before), stage]
+    costs = {
+        key: [sum(minutes.get(name, 0.0) for _, minutes in members) / len(members) for name in stages]
+        for key, members in settings.items()
+    }
     axes = [axis for axis, _ in next(iter(settings)) if len({dict(key).get(axis) for key in settings}) > 1]
     table = [
-        [*(dict(key).get(axis, "-") for axis in axes), len(rows)]
+        [*(dict(key).get(axis, "-") for axis in axes), len(members)]
         + [f"{minutes:.1f}" for minutes in (*costs[key], sum(costs[key]))]
-        + [f"{mean(rows, f'result {name}'):.1f}" for name in results]
-        for key, rows in sorted(settings.items(), key=lambda item: sum(costs[item[0]]))
+        + [f"{sum(run['results'][name] for run, _ in members) / len(members):.1f}" for name in results]
+        for key, members in sorted(settings.items(), key=lambda item: sum(costs[item[0]]))
     ]
     return markdown([*axes, "runs", *(f"{name}, min" for name in stages), "in all, min", *results], table)
 

@@ -91,8 +91,8 @@ def run_locally(
                 if len(running) >= jobs or alone or not set(cell.needs) <= done:
                     continue
                 waiting.remove(cell)
-                start = time.monotonic() - cell.seconds_so_far()
-                cell.note(None, seconds_so_far=time.monotonic() - start)
+                so_far = cell.seconds_so_far()
+                cell.note(None, seconds_so_far=so_far)
                 tell(f"{cell.name}: {shlex.join(cell.command)}")
                 command = ["-m", "wsl_d2", *cell.command[1:]] if cell.command[0] == "wsl-d2" else cell.command
                 with open(cell.folder / "study_cell.log", "ab") as log:
@@ -103,7 +103,7 @@ def run_locally(
                         stdout=log,
                         stderr=subprocess.STDOUT,
                     )
-                running[cell.name] = (cell, process, start)
+                running[cell.name] = (cell, process, time.monotonic() - so_far)
             time.sleep(0.2)
             for name, (cell, process, start) in list(running.items()):
                 status = process.poll()
